@@ -1,0 +1,1 @@
+//! Deep agents and agent loops as plain nodes.

@@ -1,0 +1,168 @@
+//! CloudEvent ⇄ job: what a message asks for, and the event that reports how it ended. A pure codec.
+
+mod decode;
+mod encode;
+
+pub use decode::{Decoded, decode};
+pub use encode::{ResultEvent, Totals, encode_result};
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map as JsonMap, Value as Json, value::RawValue};
+
+use crate::ids::{CheckpointId, JobId, ThreadId};
+
+/// What a message asks for. Serialises to the request the store keeps, and back.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// The id of this execution.
+    pub job_id: JobId,
+    /// The thread it runs on.
+    pub thread_id: ThreadId,
+    /// The graph, or why there is none to run.
+    pub task: Task,
+    /// State channels to write first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input: Option<JsonMap<String, Json>>,
+    /// Continues an interrupted thread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Command>,
+    /// Continues from this older checkpoint of the thread.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_id: Option<CheckpointId>,
+    /// How to run it.
+    #[serde(default)]
+    pub config: JobConfig,
+    /// What to do when the thread is busy.
+    #[serde(default)]
+    pub multitask_strategy: MultitaskStrategy,
+    /// W3C `traceparent` of whoever asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+    /// Correlation id without a `traceparent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace_id: Option<String>,
+}
+
+/// What to run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// A definition that came with the message.
+    Inline(Box<RawValue>),
+    /// A stored definition: `name`, `name@version` or `sha256:…`.
+    Stored(String),
+    /// Nothing: the request is wrong in these ways, and the job ends as failed.
+    Invalid(Vec<String>),
+}
+
+/// `command` of a request.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Command {
+    /// The answer to the thread's interrupt, or answers by interrupt id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<Json>,
+    /// Channels to write before going on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<JsonMap<String, Json>>,
+    /// Nodes to run next.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub goto: Vec<String>,
+}
+
+/// `config` of a request.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct JobConfig {
+    /// Most supersteps; the definition's own number when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recursion_limit: Option<u32>,
+    /// Seconds the job may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_seconds: Option<f64>,
+    /// When checkpoints are written.
+    #[serde(default)]
+    pub durability: Durability,
+    /// What it may spend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
+    /// Scalars stored in every checkpoint's metadata.
+    #[serde(default, skip_serializing_if = "JsonMap::is_empty")]
+    pub metadata: JsonMap<String, Json>,
+    /// Labels; not interpreted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+}
+
+impl JobConfig {
+    /// The job's own time limit, if it asks for one.
+    pub fn timeout(&self) -> Option<Duration> {
+        self.timeout_seconds.map(Duration::from_secs_f64)
+    }
+}
+
+/// When checkpoints are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// Before the next superstep starts.
+    #[default]
+    Sync,
+    /// While the next superstep runs.
+    Async,
+    /// Once, when the run ends.
+    Exit,
+}
+
+/// What a job may spend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Budget {
+    /// Most tokens, read and written together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u64>,
+    /// Most dollars.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_cost_usd: Option<f64>,
+}
+
+/// What to do when the thread is busy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MultitaskStrategy {
+    /// Wait for the thread.
+    #[default]
+    Enqueue,
+    /// End as failed.
+    Reject,
+    /// Stop the running job, keep what it did.
+    Interrupt,
+    /// Stop the running job, undo what it did.
+    Rollback,
+}
+
+impl MultitaskStrategy {
+    /// The word in requests and in the table.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Enqueue => "enqueue",
+            Self::Reject => "reject",
+            Self::Interrupt => "interrupt",
+            Self::Rollback => "rollback",
+        }
+    }
+}
+
+/// A failure as readers of results and events see it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// The code; a heading in TROUBLESHOOTING.md.
+    #[serde(rename = "type")]
+    pub code: String,
+    /// One sentence; never a secret, a prompt or a stack trace.
+    pub message: String,
+    /// The node it happened in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Whether a new job with the same request may succeed.
+    pub retryable: bool,
+}
