@@ -59,10 +59,13 @@ pub struct ChannelSpec {
 }
 
 /// How writes of a superstep are folded into a channel's value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Reducer {
     /// The write replaces the value; two writes in one superstep are an error.
     LastValue,
+    /// The write replaces the value; of several in one superstep the last in task order stays.
+    Replace,
     /// A list is appended item by item, another value as one item.
     Append,
     /// An object is merged key by key; a null value removes its key.

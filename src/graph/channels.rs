@@ -1,0 +1,160 @@
+//! The channels of a graph: those it declares and those its form brings along.
+
+use indexmap::IndexMap;
+use serde_json::{Value as Json, json};
+
+use super::{
+    compiled::{ChannelSpec, Reducer},
+    definition::{ChannelDefinition, NodeDefinition},
+    diagnostic::Diagnostic,
+    json_schema::{escape, kind_of},
+    lower::{self, BUILTIN_TOOLS},
+    read::Parts,
+};
+use crate::value::{Name, Value};
+
+/// The conversation; every graph has it.
+const MESSAGES: &str = "messages";
+/// The virtual files of a run.
+const FILES: &str = "files";
+/// The todo list of a run.
+const TODOS: &str = "todos";
+
+/// The channels of a graph by name.
+#[derive(Debug)]
+pub(super) struct Channels {
+    pub(super) specs: IndexMap<Name, ChannelSpec>,
+    /// Declared, but wrongly: other parts may name them.
+    unread: Vec<String>,
+}
+
+impl Channels {
+    /// What is wrong with `name` as the name of a channel, if anything.
+    pub(super) fn check(&self, name: &str) -> Option<String> {
+        if self.specs.contains_key(name) || self.unread.iter().any(|unread| unread == name) {
+            return None;
+        }
+        let known = self.specs.keys().map(|name| &**name).chain(self.unread.iter().map(String::as_str));
+        let known: Vec<_> = known.collect();
+        Some(format!("unknown channel `{name}`; known: {}", known.join(", ")))
+    }
+}
+
+/// The channels of the definition in `parts`.
+pub(super) fn read(parts: &Parts, mistakes: &mut Vec<Diagnostic>) -> Channels {
+    let mut specs = IndexMap::from_iter([(Name::from(MESSAGES), spec(Reducer::Messages, Some(json!([]))))]);
+    let (has_files, has_todos) = uses_builtins(parts);
+    if has_files {
+        specs.insert(FILES.into(), spec(Reducer::Merge, Some(json!({}))));
+    }
+    if has_todos {
+        // A model may write the list twice in one turn; that must not end the run.
+        specs.insert(TODOS.into(), spec(Reducer::Replace, None));
+    }
+    let mut unread = parts.unread_channels.clone();
+    for (name, channel) in &parts.definition.value.channels {
+        let pointer = format!("/channels/{}", escape(name));
+        let place = |field: &str| parts.definition.place(&format!("{pointer}{field}"));
+        match read_channel(name, channel, specs.get(name.as_str())) {
+            Ok(spec) => {
+                specs.insert(name.as_str().into(), spec);
+            }
+            Err((field, message)) => {
+                unread.push(name.clone());
+                mistakes.push(Diagnostic::new(place(field), message));
+            }
+        }
+    }
+    Channels { specs, unread }
+}
+
+fn spec(reducer: Reducer, default: Option<Json>) -> ChannelSpec {
+    ChannelSpec { reducer, default: default.map(Value::from) }
+}
+
+/// Whether a node has tools that need the channel `files`, and `todos`.
+fn uses_builtins(parts: &Parts) -> (bool, bool) {
+    if lower::is_deep(parts) {
+        return (true, true);
+    }
+    let tools = parts.nodes.iter().flat_map(|node| match &node.value {
+        NodeDefinition::Orchestrator(agent)
+        | NodeDefinition::Specialist(agent)
+        | NodeDefinition::Agent(agent) => agent.tools.as_slice(),
+        NodeDefinition::Model(_) | NodeDefinition::Transform(_) => &[],
+    });
+    let is_todos = |name: &&String| *name == BUILTIN_TOOLS[0];
+    let (todos, files): (Vec<_>, Vec<_>) =
+        tools.filter(|name| BUILTIN_TOOLS.contains(&name.as_str())).partition(is_todos);
+    (!files.is_empty(), !todos.is_empty())
+}
+
+type Wrong = (&'static str, String);
+
+fn read_channel(
+    name: &str,
+    channel: &ChannelDefinition,
+    built_in: Option<&ChannelSpec>,
+) -> Result<ChannelSpec, Wrong> {
+    if let Some(message) = wrong_name(name) {
+        return Err(("", message));
+    }
+    let wanted = match name {
+        MESSAGES => Some(Reducer::Messages),
+        FILES => Some(Reducer::Merge).filter(|_| built_in.is_some()),
+        TODOS => Some(Reducer::Replace).filter(|_| built_in.is_some()),
+        _ => None,
+    };
+    let reducer = channel.reducer.or(wanted).unwrap_or(Reducer::LastValue);
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != reducer) {
+        return Err(("/reducer", format!("the channel `{name}` has the reducer {}", json!(wanted))));
+    }
+    let fits = |default: &Json| match reducer {
+        Reducer::LastValue | Reducer::Replace => true,
+        Reducer::Append => default.is_array(),
+        Reducer::Merge => default.is_object(),
+        Reducer::Add | Reducer::Max | Reducer::Min => default.is_number(),
+        // Messages get their ids when a run begins, and a default has no run.
+        Reducer::Messages => default.as_array().is_some_and(Vec::is_empty),
+    };
+    match &channel.default {
+        Some(default) if !fits(default) => {
+            let needed = match reducer {
+                Reducer::LastValue | Reducer::Replace | Reducer::Append => "a list",
+                Reducer::Merge => "an object",
+                Reducer::Add | Reducer::Max | Reducer::Min => "a number",
+                Reducer::Messages => "an empty list",
+            };
+            Err(("/default", format!("with this reducer it must be {needed}, is {}", kind_of(default))))
+        }
+        Some(default) => Ok(spec(reducer, Some(default.clone()))),
+        None => Ok(spec(reducer, neutral(reducer))),
+    }
+}
+
+/// What a channel starts with when its author says nothing: what changes no fold.
+fn neutral(reducer: Reducer) -> Option<Json> {
+    match reducer {
+        Reducer::Append | Reducer::Messages => Some(json!([])),
+        Reducer::Merge => Some(json!({})),
+        Reducer::Add => Some(json!(0)),
+        Reducer::LastValue | Reducer::Replace | Reducer::Max | Reducer::Min => None,
+    }
+}
+
+/// What is wrong with a text as the name of a node or channel, if anything.
+pub(super) fn wrong_name(name: &str) -> Option<String> {
+    let reserved = name.starts_with("__") || ["START", "END"].contains(&name);
+    if reserved {
+        return Some(format!("the name `{name}` is reserved"));
+    }
+    if name.contains([':', '|']) {
+        return Some(format!("the name `{name}` must not contain `:` or `|`"));
+    }
+    if name.is_empty() || name.trim() != name || name.chars().any(char::is_control) {
+        return Some(
+            "a name has at least one character, no control characters and no spaces at its ends".into(),
+        );
+    }
+    None
+}

@@ -1,0 +1,423 @@
+//! The flow of a graph: edges between nodes by index, and the mistakes one can make with them.
+
+use std::collections::{BTreeSet, HashMap};
+
+use petgraph::{algo::tarjan_scc, graph::DiGraph};
+
+use super::{
+    compiled::Condition,
+    condition,
+    definition::EdgeDefinition,
+    diagnostic::Diagnostic,
+    read::Placed,
+    schema::EDGE_TYPES,
+    spelling::{END, START},
+};
+
+/// One end of an edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Point {
+    /// Where a run begins.
+    Start,
+    /// A node, by its index.
+    Node(usize),
+    /// Where it ends.
+    End,
+}
+
+/// An edge of the flow.
+#[derive(Debug)]
+pub(super) struct FlowEdge {
+    pub(super) source: Point,
+    pub(super) target: Point,
+    pub(super) kind: FlowKind,
+    /// The author's pointer to it; empty when the author left it out.
+    pub(super) place: String,
+}
+
+/// When an edge is taken.
+#[derive(Debug)]
+pub(super) enum FlowKind {
+    /// Always.
+    Static,
+    /// When the condition holds; with its source text.
+    When(Condition, String),
+    /// When no condition does.
+    Otherwise,
+    /// When all of these nodes have finished; `source` is the first of them.
+    Join(Vec<usize>),
+}
+
+/// What flow edges may name.
+#[derive(Debug)]
+pub(super) struct Names<'a> {
+    /// Nodes of the flow by id and, where that is clear, by name.
+    pub(super) nodes: HashMap<&'a str, usize>,
+    /// Ids and names of specialists: edges to them say who delegates.
+    pub(super) specialists: BTreeSet<&'a str>,
+    /// Names of nodes that could not be read.
+    pub(super) unread: BTreeSet<&'a str>,
+}
+
+impl Names<'_> {
+    fn is_known(&self, name: &str) -> bool {
+        self.nodes.contains_key(name)
+            || self.specialists.contains(name)
+            || self.unread.contains(name)
+            || [START, END].contains(&name)
+    }
+
+    /// What is wrong with `name` as an end of an edge, if anything.
+    fn wrong_end(&self, name: &str, is_flow: bool) -> Option<String> {
+        if !self.is_known(name) {
+            return Some(format!("unknown node `{name}`; known: {}", self.list()));
+        }
+        (is_flow && self.specialists.contains(name))
+            .then(|| format!("`{name}` is a specialist: it runs when it is delegated to, not in the flow"))
+    }
+
+    fn list(&self) -> String {
+        let all = self.nodes.keys().chain(&self.specialists).chain(&self.unread).copied();
+        // Nodes that forgot their names go by their pointers.
+        let names: BTreeSet<_> = all.filter(|name| !name.starts_with("/nodes/")).collect();
+        names.into_iter().chain(["START", "END"]).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Reads the edges of the flow, and whether all of them could be read. Edges that describe delegation are
+/// checked and left out.
+pub(super) fn read(
+    edges: &[Placed<EdgeDefinition>],
+    names: &Names<'_>,
+    check_channel: &dyn Fn(&str) -> Option<String>,
+    mistakes: &mut Vec<Diagnostic>,
+) -> (Vec<FlowEdge>, bool) {
+    let (mut flow, mut are_joined) = (Vec::new(), true);
+    for edge in edges {
+        let before = mistakes.len();
+        let Some(sources) = check_points(edge, names, mistakes) else { continue };
+        if mistakes.len() > before {
+            are_joined = false;
+            continue;
+        }
+        let point = |name: &str| match name {
+            START => Some(Point::Start),
+            END => Some(Point::End),
+            name => names.nodes.get(name).copied().map(Point::Node),
+        };
+        let ends = (sources.first().and_then(|name| point(name)), point(&edge.value.target));
+        let kind = match &edge.value.sources {
+            Some(sources) => read_join(edge, sources, &point, mistakes),
+            None => Some(read_kind(edge, check_channel, mistakes)),
+        };
+        match (ends, kind) {
+            ((Some(source), Some(target)), Some(kind)) => {
+                flow.push(FlowEdge { source, target, kind, place: edge.place("") });
+            }
+            _ => are_joined = false,
+        }
+    }
+    (flow, are_joined)
+}
+
+/// Checks what the edge joins; `None` when it is no part of the flow.
+fn check_points<'a>(
+    edge: &'a Placed<EdgeDefinition>,
+    names: &Names<'_>,
+    mistakes: &mut Vec<Diagnostic>,
+) -> Option<Vec<&'a str>> {
+    let definition = &edge.value;
+    let mut wrong = |part: &str, message: String| mistakes.push(Diagnostic::new(edge.place(part), message));
+    let sources: Vec<&str> = match (&definition.source, &definition.sources) {
+        (Some(source), None) => vec![source],
+        (None, Some(sources)) => sources.iter().map(String::as_str).collect(),
+        (None, None) => {
+            wrong("", "needs the field `source` or `sources`".into());
+            vec![]
+        }
+        (Some(_), Some(_)) => {
+            wrong("/sources", "an edge has `source` or `sources`, not both".into());
+            vec![]
+        }
+    };
+    let kind = definition.kind.as_deref().unwrap_or("flow");
+    if !EDGE_TYPES.contains(&kind) {
+        wrong("/type", format!("unknown edge type `{kind}`; known: {}", EDGE_TYPES.join(", ")));
+    }
+    let target = definition.target.as_str();
+    let is_flow = kind == "flow" && !is_delegation(&sources, target, names);
+    let part = |index: usize| match definition.sources {
+        Some(_) => format!("/sources/{index}"),
+        None => "/source".into(),
+    };
+    for (index, name) in sources.iter().enumerate() {
+        let message = names.wrong_end(name, is_flow);
+        let message = message.or_else(|| (*name == END).then(|| "no edge leaves END".to_owned()));
+        message.into_iter().for_each(|message| wrong(&part(index), message));
+    }
+    let message = names.wrong_end(target, is_flow);
+    let message = message.or_else(|| (target == START).then(|| "no edge leads to START".to_owned()));
+    message.into_iter().for_each(|message| wrong("/target", message));
+    if sources.contains(&START) && target == END {
+        wrong("", "leads from START to END without a node".into());
+    }
+    is_flow.then_some(sources)
+}
+
+/// Whether the edge joins a specialist with a node that delegates, whatever its type says.
+fn is_delegation(sources: &[&str], target: &str, names: &Names<'_>) -> bool {
+    let touches = |name: &str| names.specialists.contains(name);
+    let ends = sources.iter().copied().chain([target]);
+    let is_inside = ends.clone().all(|name| name != START && name != END);
+    is_inside && ends.clone().any(touches)
+}
+
+fn read_kind(
+    edge: &Placed<EdgeDefinition>,
+    check_channel: &dyn Fn(&str) -> Option<String>,
+    mistakes: &mut Vec<Diagnostic>,
+) -> FlowKind {
+    let otherwise = edge.value.otherwise == Some(true);
+    match &edge.value.when {
+        Some(when) => {
+            if otherwise {
+                let message = "an edge has `when` or `otherwise`, not both";
+                mistakes.push(Diagnostic::new(edge.place("/otherwise"), message));
+            }
+            let label = when.as_str().map_or_else(|| when.to_string(), str::to_owned);
+            let condition = condition::read(when, &edge.place("/when"), check_channel);
+            let condition = condition.unwrap_or_else(|wrong| {
+                mistakes.extend(wrong);
+                // The graph is not built, but the edge stays in it for the checks that follow.
+                Condition::Any(Vec::new())
+            });
+            FlowKind::When(condition, label)
+        }
+        None if otherwise => FlowKind::Otherwise,
+        None => FlowKind::Static,
+    }
+}
+
+fn read_join(
+    edge: &Placed<EdgeDefinition>,
+    sources: &[String],
+    point: &dyn Fn(&str) -> Option<Point>,
+    mistakes: &mut Vec<Diagnostic>,
+) -> Option<FlowKind> {
+    let before = mistakes.len();
+    let mut wrong = |part: &str, message: &str| mistakes.push(Diagnostic::new(edge.place(part), message));
+    for field in ["when", "otherwise"] {
+        let is_set =
+            if field == "when" { edge.value.when.is_some() } else { edge.value.otherwise == Some(true) };
+        if is_set {
+            wrong(&format!("/{field}"), "a join waits for all of its sources; it has no condition");
+        }
+    }
+    if edge.value.target == END {
+        wrong("/target", "a join leads to a node; END needs no join");
+    }
+    let mut seen = BTreeSet::new();
+    let mut joined = Vec::new();
+    for (index, name) in sources.iter().enumerate() {
+        match point(name) {
+            Some(Point::Start) => wrong(&format!("/sources/{index}"), "START cannot be waited for"),
+            Some(Point::Node(node)) if !seen.insert(node) => {
+                wrong(&format!("/sources/{index}"), "this source is in the join twice");
+            }
+            // `a` and `b+c`, `a+b` and `c` would share a channel.
+            _ if name.contains('+') => {
+                wrong(&format!("/sources/{index}"), "a source of a join has no `+` in its id")
+            }
+            Some(Point::Node(node)) => joined.push(node),
+            Some(Point::End) | None => {}
+        }
+    }
+    (mistakes.len() == before).then_some(FlowKind::Join(joined))
+}
+
+/// Adds the edges that a graph of one node may leave out.
+pub(super) fn complete(edges: &mut Vec<FlowEdge>, nodes: usize) {
+    if nodes != 1 {
+        return;
+    }
+    let only = Point::Node(0);
+    let implied = |source, target| FlowEdge { source, target, kind: FlowKind::Static, place: String::new() };
+    if !edges.iter().any(|edge| edge.source == Point::Start) {
+        edges.push(implied(Point::Start, only));
+    }
+    if !edges.iter().any(|edge| edge.source == only) {
+        edges.push(implied(only, Point::End));
+    }
+}
+
+/// What the checks know about a node.
+pub(super) struct Checked<'a> {
+    /// Its name.
+    pub(super) name: &'a str,
+    /// The author's pointer to it.
+    pub(super) place: String,
+    /// Whether it calls a model, which bounds what a loop through it can do in a moment.
+    pub(super) is_model: bool,
+}
+
+/// Checks how the edges fit together.
+pub(super) fn check(edges: &[FlowEdge], nodes: &[Checked<'_>], mistakes: &mut Vec<Diagnostic>) {
+    check_branches(edges, mistakes);
+    check_repeats(edges, mistakes);
+    if !edges.iter().any(|edge| edge.source == Point::Start) {
+        mistakes.push(Diagnostic::new("/edges", "no edge leaves START"));
+        return;
+    }
+    check_reachable(edges, nodes, mistakes);
+    check_ends(edges, nodes, mistakes);
+    check_loops(edges, nodes, mistakes);
+}
+
+fn check_branches(edges: &[FlowEdge], mistakes: &mut Vec<Diagnostic>) {
+    let from = |source: Point| edges.iter().filter(move |edge| edge.source == source);
+    let sources: BTreeSet<Point> = edges.iter().map(|edge| edge.source).collect();
+    for source in sources {
+        let is_conditional = from(source).any(|edge| matches!(edge.kind, FlowKind::When(..)));
+        let is_static = from(source).any(|edge| matches!(edge.kind, FlowKind::Static));
+        let otherwise = from(source).filter(|edge| matches!(edge.kind, FlowKind::Otherwise));
+        for (index, edge) in otherwise.enumerate() {
+            let message = match index {
+                0 if !is_conditional => "`otherwise` needs an edge with `when` that leaves the same node",
+                0 if is_static => {
+                    "`otherwise` beside an edge without a condition: give that edge a `when`, or leave `otherwise` out"
+                }
+                0 => continue,
+                _ => "a second `otherwise` leaves the same node",
+            };
+            mistakes.push(Diagnostic::new(&edge.place, message));
+        }
+        let idle =
+            from(source).filter(|edge| matches!(edge.kind, FlowKind::Static) && edge.target == Point::End);
+        if is_conditional {
+            mistakes.extend(idle.map(|edge| {
+                Diagnostic::new(
+                    &edge.place,
+                    "an edge to END beside conditional edges does nothing; mark it `otherwise`",
+                )
+            }));
+        }
+    }
+}
+
+/// The same join or unconditional edge twice is a slip: the second has no effect.
+fn check_repeats(edges: &[FlowEdge], mistakes: &mut Vec<Diagnostic>) {
+    let mut seen = BTreeSet::new();
+    for edge in edges {
+        let sources = match &edge.kind {
+            FlowKind::Static => BTreeSet::from([edge.source]),
+            FlowKind::Join(sources) => sources.iter().copied().map(Point::Node).collect(),
+            FlowKind::When(..) | FlowKind::Otherwise => continue,
+        };
+        if !seen.insert((sources, edge.target)) {
+            mistakes.push(Diagnostic::new(&edge.place, "the same edge is there before"));
+        }
+    }
+}
+
+fn check_reachable(edges: &[FlowEdge], nodes: &[Checked<'_>], mistakes: &mut Vec<Diagnostic>) {
+    let mut reached = BTreeSet::from([Point::Start]);
+    // Each round reaches at least one more node, so there are at most as many rounds as nodes.
+    loop {
+        let before = reached.len();
+        for edge in edges {
+            let is_taken = match &edge.kind {
+                FlowKind::Join(sources) => {
+                    sources.iter().all(|source| reached.contains(&Point::Node(*source)))
+                }
+                FlowKind::Static | FlowKind::When(..) | FlowKind::Otherwise => reached.contains(&edge.source),
+            };
+            if is_taken {
+                reached.insert(edge.target);
+            }
+        }
+        if reached.len() == before {
+            break;
+        }
+    }
+    for (index, node) in nodes.iter().enumerate().filter(|(index, _)| !reached.contains(&Point::Node(*index)))
+    {
+        let waits = edges.iter().any(|edge| edge.target == Point::Node(index));
+        let why = if waits { "no way leads to it from START" } else { "no edge leads to it" };
+        mistakes
+            .push(Diagnostic::new(&node.place, format!("the node `{}` is unreachable: {why}", node.name)));
+    }
+}
+
+fn check_ends(edges: &[FlowEdge], nodes: &[Checked<'_>], mistakes: &mut Vec<Diagnostic>) {
+    let leaving = |index: usize| {
+        edges.iter().filter(move |edge| match &edge.kind {
+            FlowKind::Join(sources) => sources.contains(&index),
+            FlowKind::Static | FlowKind::When(..) | FlowKind::Otherwise => edge.source == Point::Node(index),
+        })
+    };
+    let mut ending = BTreeSet::from([Point::End]);
+    for (index, node) in nodes.iter().enumerate() {
+        let mut conditional =
+            leaving(index).filter(|edge| matches!(edge.kind, FlowKind::When(..))).peekable();
+        let has_otherwise = leaving(index).any(|edge| matches!(edge.kind, FlowKind::Otherwise));
+        if leaving(index).next().is_none() {
+            let message =
+                format!("the node `{}` leads nowhere: add an edge to END or to another node", node.name);
+            mistakes.push(Diagnostic::new(&node.place, message));
+            ending.insert(Point::Node(index));
+        } else if conditional.peek().is_some() && !has_otherwise {
+            ending.insert(Point::Node(index));
+        }
+    }
+    // As above: every round but the last adds a node.
+    loop {
+        let before = ending.len();
+        for index in 0..nodes.len() {
+            if leaving(index).any(|edge| ending.contains(&edge.target)) {
+                ending.insert(Point::Node(index));
+            }
+        }
+        if ending.len() == before {
+            break;
+        }
+    }
+    for (_, node) in nodes.iter().enumerate().filter(|(index, _)| !ending.contains(&Point::Node(*index))) {
+        mistakes.push(Diagnostic::new(&node.place, format!("the node `{}` has no way to END", node.name)));
+    }
+}
+
+/// A loop without a model or a condition spins until the recursion limit, whatever the state says.
+fn check_loops(edges: &[FlowEdge], nodes: &[Checked<'_>], mistakes: &mut Vec<Diagnostic>) {
+    let mut graph = DiGraph::<usize, ()>::new();
+    let indices: Vec<_> = (0..nodes.len()).map(|index| graph.add_node(index)).collect();
+    let mut own_loops = BTreeSet::new();
+    for edge in edges {
+        let sources = match &edge.kind {
+            FlowKind::Static => vec![edge.source],
+            FlowKind::Join(sources) => sources.iter().copied().map(Point::Node).collect(),
+            FlowKind::When(..) | FlowKind::Otherwise => continue,
+        };
+        for source in sources {
+            if let (Point::Node(source), Point::Node(target)) = (source, edge.target)
+                && !nodes[source].is_model
+                && !nodes[target].is_model
+            {
+                graph.add_edge(indices[source], indices[target], ());
+                own_loops.extend((source == target).then_some(source));
+            }
+        }
+    }
+    for component in tarjan_scc(&graph) {
+        let mut members: Vec<usize> = component.into_iter().map(|index| graph[index]).collect();
+        members.sort_unstable();
+        if members.len() == 1 && !own_loops.contains(&members[0]) {
+            continue;
+        }
+        let names: Vec<_> = members.iter().map(|index| format!("`{}`", nodes[*index].name)).collect();
+        let message = format!(
+            "the loop through {} has no model and no condition, so nothing can end it: give one of its edges a `when`",
+            names.join(", ")
+        );
+        mistakes.push(Diagnostic::new(&nodes[members[0]].place, message));
+    }
+}

@@ -1,0 +1,312 @@
+//! From the bytes of a definition to its parts, each checked on its own: the part of compiling that knows JSON.
+//!
+//! **Invariant:** what is read satisfies the canonical schema; what does not is reported and left out.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
+
+use super::{
+    compile::Limits,
+    definition::{Definition, EdgeDefinition, NodeDefinition, ToolDefinition},
+    diagnostic::Diagnostic,
+    json_schema::{Schema, depth, kind_of},
+    schema,
+    spelling::{self, Canonical},
+};
+
+/// A part and where it stands.
+#[derive(Debug)]
+pub(super) struct Placed<T> {
+    pub(super) value: T,
+    canonical: Canonical,
+}
+
+impl<T> Placed<T> {
+    /// The author's pointer to a part of it, given by a canonical pointer (empty for the whole).
+    pub(super) fn place(&self, pointer: &str) -> String {
+        self.canonical.place(pointer)
+    }
+}
+
+/// The parts of a definition that could be read.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) definition: Placed<Definition>,
+    pub(super) nodes: Vec<Placed<NodeDefinition>>,
+    pub(super) edges: Vec<Placed<EdgeDefinition>>,
+    pub(super) tools: Vec<Placed<ToolDefinition>>,
+    /// Ids and names of nodes that are there but could not be read: edges may name them.
+    pub(super) unread_nodes: Vec<String>,
+    /// The same for tools.
+    pub(super) unread_tools: Vec<String>,
+    /// And for channels.
+    pub(super) unread_channels: Vec<String>,
+    /// SHA-256 of the canonical JSON, in hex.
+    pub(super) hash: Arc<str>,
+}
+
+/// Reads `json`; mistakes go to `mistakes`. `None` when it is no definition at all.
+pub(super) fn read(json: &[u8], limits: &Limits, mistakes: &mut Vec<Diagnostic>) -> Option<Parts> {
+    let json = match parse(json, limits) {
+        Ok(json) => json,
+        Err(mistake) => {
+            mistakes.push(mistake);
+            return None;
+        }
+    };
+    let hash = hash(&json);
+    let (canonical, wrong) = match spelling::definition(&json) {
+        Ok(definition) => definition,
+        Err(mistake) => {
+            mistakes.push(mistake);
+            return None;
+        }
+    };
+    mistakes.extend(wrong);
+    let (canonical, unread_channels) = without_wrong_fields(canonical, mistakes);
+    let definition: Placed<Definition> = checked((canonical, Vec::new()), &schema::DEFINITION, mistakes)?;
+    let before = mistakes.len();
+    check_counts(&definition.value, limits, mistakes);
+    if mistakes.len() > before {
+        return None;
+    }
+    let (mut nodes, mut unread_nodes) = (Vec::new(), Vec::new());
+    for (index, json) in definition.value.nodes.iter().enumerate() {
+        match read_node(json, &format!("/nodes/{index}"), mistakes) {
+            Some(node) => nodes.push(node),
+            None => unread_nodes.extend(names(json)),
+        }
+    }
+    let edges = read_all(&definition.value.edges, "edges", spelling::edge, &schema::EDGE, mistakes);
+    let tools = read_all(
+        &definition.value.tool_definitions,
+        "tool_definitions",
+        spelling::tool,
+        &schema::TOOL,
+        mistakes,
+    );
+    let is_read = |name: &String| tools.iter().any(|tool: &Placed<ToolDefinition>| tool.value.name == *name);
+    let mut unread_tools: Vec<_> = definition.value.tool_definitions.iter().flat_map(names).collect();
+    unread_tools.retain(|name| !is_read(name));
+    Some(Parts { definition, nodes, edges, tools, unread_nodes, unread_tools, unread_channels, hash })
+}
+
+/// Reports what is wrong with the definition's own fields and leaves those out, so that the rest of it can be
+/// checked too; also the names of the channels among them.
+fn without_wrong_fields(
+    mut canonical: Canonical,
+    mistakes: &mut Vec<Diagnostic>,
+) -> (Canonical, Vec<String>) {
+    let mut wrong = schema::DEFINITION.mistakes(&canonical.json);
+    // What lists of objects lack as a whole (`nodes`) is said when the definition is read.
+    wrong.retain(|mistake| !mistake.pointer.is_empty());
+    let mut unread_channels = Vec::new();
+    for mistake in &wrong {
+        let mut parts =
+            mistake.pointer.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~"));
+        let (field, inner) = (parts.next().unwrap_or_default(), parts.next());
+        let Some(map) = canonical.json.as_object_mut() else { break };
+        match (map.get_mut(&field), inner) {
+            (Some(Json::Object(channels)), Some(channel)) if field == "channels" => {
+                channels.shift_remove(&channel);
+                unread_channels.push(channel);
+            }
+            // Without nodes there is nothing else to check.
+            _ if field == "nodes" => {}
+            _ => {
+                map.shift_remove(&field);
+            }
+        }
+    }
+    wrong.retain(|mistake| mistake.pointer != "/nodes");
+    mistakes.extend(canonical.translate(wrong));
+    (canonical, unread_channels)
+}
+
+fn parse(bytes: &[u8], limits: &Limits) -> Result<Json, Diagnostic> {
+    if bytes.len() > limits.max_bytes {
+        let message = format!("is {} bytes long, at most {} are allowed", bytes.len(), limits.max_bytes);
+        return Err(Diagnostic::new("", message));
+    }
+    // serde_json itself stops at 128 levels, so counting them cannot overflow the stack.
+    let json: Json = serde_json::from_slice(bytes)
+        .map_err(|error| Diagnostic::new("", format!("is not JSON: {error}")))?;
+    let levels = depth(&json);
+    if levels > limits.max_depth {
+        let message = format!("is nested {levels} levels deep, at most {} are allowed", limits.max_depth);
+        return Err(Diagnostic::new("", message));
+    }
+    Ok(json)
+}
+
+fn check_counts(definition: &Definition, limits: &Limits, mistakes: &mut Vec<Diagnostic>) {
+    let counts = [
+        ("nodes", definition.nodes.len(), limits.max_nodes),
+        ("edges", definition.edges.len(), limits.max_edges),
+        // Tools and channels cost what nodes cost.
+        ("tool_definitions", definition.tool_definitions.len(), limits.max_nodes),
+        ("channels", definition.channels.len(), limits.max_nodes),
+    ];
+    for (name, count, limit) in counts.into_iter().filter(|(_, count, limit)| count > limit) {
+        mistakes.push(Diagnostic::new(
+            format!("/{name}"),
+            format!("has {count} items, at most {limit} are allowed"),
+        ));
+    }
+}
+
+/// The `id` and `name` of something that may have them anywhere.
+fn names(json: &Json) -> Vec<String> {
+    let inside = json.get("config");
+    let found =
+        [Some(json), inside].into_iter().flatten().flat_map(|object| [object.get("id"), object.get("name")]);
+    found.flatten().filter_map(Json::as_str).map(str::to_owned).collect()
+}
+
+type Spelled = Result<(Canonical, Vec<Diagnostic>), Diagnostic>;
+
+fn read_all<T: DeserializeOwned>(
+    items: &[Json],
+    list: &str,
+    spell: fn(&Json, &str) -> Spelled,
+    schema: &Schema,
+    // The fifth parameter is the one every reader here has.
+    mistakes: &mut Vec<Diagnostic>,
+) -> Vec<Placed<T>> {
+    let mut read = Vec::new();
+    for (index, json) in items.iter().enumerate() {
+        match spell(json, &format!("/{list}/{index}")) {
+            Ok(spelled) => read.extend(checked(spelled, schema, mistakes)),
+            Err(mistake) => mistakes.push(mistake),
+        }
+    }
+    read
+}
+
+/// Checks a part against its schema and reads it.
+fn checked<T: DeserializeOwned>(
+    (canonical, mut wrong): (Canonical, Vec<Diagnostic>),
+    schema: &Schema,
+    mistakes: &mut Vec<Diagnostic>,
+) -> Option<Placed<T>> {
+    wrong.extend(canonical.translate(schema.mistakes(&canonical.json)));
+    if !wrong.is_empty() {
+        mistakes.append(&mut wrong);
+        return None;
+    }
+    match serde_path_to_error::deserialize(&canonical.json) {
+        Ok(value) => Some(Placed { value, canonical }),
+        Err(error) => {
+            let pointer = error.path().to_string().replace('.', "/");
+            let pointer = canonical.place(&format!("/{pointer}"));
+            mistakes.push(Diagnostic::new(pointer, error.into_inner().to_string()));
+            None
+        }
+    }
+}
+
+fn read_node(json: &Json, place: &str, mistakes: &mut Vec<Diagnostic>) -> Option<Placed<NodeDefinition>> {
+    let (mut canonical, mut wrong) = match spelling::node(json, place) {
+        Ok(spelled) => spelled,
+        Err(mistake) => {
+            mistakes.push(mistake);
+            return None;
+        }
+    };
+    // Whoever forgot both names has been told; the schema need not say it again.
+    wrong.retain(|mistake| {
+        mistakes.push(mistake.clone());
+        false
+    });
+    let is_named = canonical.json.get("id").is_some();
+    if let (false, Some(map)) = (is_named, canonical.json.as_object_mut()) {
+        map.insert("id".into(), place.into());
+        map.insert("name".into(), place.into());
+    }
+    let kind = canonical.json.as_object_mut().and_then(|map| map.shift_remove("type"));
+    let spelled = |canonical| (canonical, Vec::new());
+    match kind.as_ref().and_then(Json::as_str) {
+        Some("orchestrator") => {
+            node(spelled(canonical), &schema::AGENT, NodeDefinition::Orchestrator, mistakes)
+        }
+        Some("specialist") => node(spelled(canonical), &schema::AGENT, NodeDefinition::Specialist, mistakes),
+        Some("agent") => node(spelled(canonical), &schema::AGENT, NodeDefinition::Agent, mistakes),
+        Some("model") => node(spelled(canonical), &schema::CALL, NodeDefinition::Model, mistakes),
+        Some("transform") => {
+            node(spelled(canonical), &schema::EXPRESSIONS, NodeDefinition::Transform, mistakes)
+        }
+        _ => {
+            let known = schema::node_types().collect::<Vec<_>>().join(", ");
+            let (place, message) = match kind {
+                None => (canonical.place(""), format!("needs the field `type`: one of {known}")),
+                Some(Json::String(kind)) => {
+                    (canonical.place("/type"), format!("unknown node type `{kind}`; known: {known}"))
+                }
+                Some(other) => {
+                    let is = kind_of(&other);
+                    (canonical.place("/type"), format!("must be a text, one of {known}; is {is}"))
+                }
+            };
+            mistakes.push(Diagnostic::new(place, message));
+            None
+        }
+    }
+}
+
+fn node<T: DeserializeOwned>(
+    (mut canonical, unspelled): (Canonical, Vec<Diagnostic>),
+    schema: &Schema,
+    kind: fn(T) -> NodeDefinition,
+    mistakes: &mut Vec<Diagnostic>,
+) -> Option<Placed<NodeDefinition>> {
+    let wrong = schema.mistakes(&canonical.json);
+    let fields: Vec<String> = wrong.iter().filter_map(|mistake| first_part(&mistake.pointer)).collect();
+    mistakes.extend(canonical.translate(wrong));
+    // What is right about the node is checked all the same: the author wants to hear of everything at once.
+    if let Some(map) = canonical.json.as_object_mut() {
+        map.retain(|field, _| !fields.contains(field));
+    }
+    if !schema.mistakes(&canonical.json).is_empty() {
+        return None;
+    }
+    let spelled = (canonical, unspelled);
+    let Placed { value, canonical } = checked::<T>(spelled, schema, mistakes)?;
+    Some(Placed { value: kind(value), canonical })
+}
+
+/// The field a JSON pointer goes through first; `None` at the root.
+fn first_part(pointer: &str) -> Option<String> {
+    let part = pointer.split('/').nth(1)?;
+    Some(part.replace("~1", "/").replace("~0", "~"))
+}
+
+/// SHA-256 of the JSON with sorted keys and no spaces, in hex.
+fn hash(json: &Json) -> Arc<str> {
+    let canonical = serde_json::to_vec(&Sorted::from(json)).expect("JSON can be written as JSON");
+    let digest = Sha256::digest(&canonical);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+}
+
+/// JSON whose objects are sorted.
+#[derive(serde::Serialize)]
+#[serde(untagged)]
+enum Sorted<'a> {
+    Object(BTreeMap<&'a str, Sorted<'a>>),
+    Array(Vec<Sorted<'a>>),
+    Other(&'a Json),
+}
+
+impl<'a> From<&'a Json> for Sorted<'a> {
+    fn from(json: &'a Json) -> Self {
+        match json {
+            Json::Object(map) => {
+                Self::Object(map.iter().map(|(key, value)| (key.as_str(), value.into())).collect())
+            }
+            Json::Array(items) => Self::Array(items.iter().map(Self::from).collect()),
+            Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => Self::Other(json),
+        }
+    }
+}
