@@ -237,6 +237,15 @@ impl<'de> Deserialize<'de> for CheckpointId {
     }
 }
 
+/// The xxh3 digest of `parts` joined without separators, as LangGraph makes task and interrupt ids.
+pub fn digest(parts: &[&[u8]]) -> u128 {
+    let mut hasher = xxhash_rust::xxh3::Xxh3Default::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    hasher.digest128()
+}
+
 /// A 128-bit digest in UUID spelling (8-4-4-4-12 hex digits).
 pub fn dashed(digest: u128) -> String {
     let hex = format!("{digest:032x}");

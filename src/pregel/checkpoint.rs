@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    ids::{CheckpointId, TaskId},
+    ids::{CheckpointId, TaskId, UnixNanos},
     value::{Name, State, Value},
 };
 
@@ -26,6 +26,20 @@ pub struct Checkpoint {
     pub seen: BTreeMap<Name, BTreeMap<Name, Version>>,
     /// Channels the superstep updated and that are still available, sorted; `None` when unknown.
     pub updated: Option<Vec<Name>>,
+}
+
+impl Checkpoint {
+    /// What a thread without checkpoints starts from; never stored.
+    pub fn empty() -> Self {
+        Self {
+            id: CheckpointId::next(None, UnixNanos(0), 0, 0),
+            ts: String::new(),
+            values: State::new(),
+            versions: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            updated: None,
+        }
+    }
 }
 
 /// Where a checkpoint came from.
