@@ -2,9 +2,12 @@
 
 mod decode;
 mod encode;
+mod envelope;
+mod fields;
 
 pub use decode::{Decoded, decode};
-pub use encode::{ResultEvent, Totals, encode_result};
+pub use encode::{Encoded, MAX_EVENT_BYTES, ResultEvent, Stamp, Totals, encode_result, with_dataref};
+pub(crate) use envelope::percent_decoded;
 
 use std::time::Duration;
 
@@ -12,6 +15,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map as JsonMap, Value as Json, value::RawValue};
 
 use crate::ids::{CheckpointId, JobId, ThreadId};
+
+/// How requests are read and results are written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// What the `type` of every CloudEvent starts with, without the last dot.
+    pub type_prefix: String,
+    /// Largest payload of a request in bytes. A definition may have 1 MiB; the rest is for input and envelope.
+    pub max_request_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { type_prefix: "dev.my-platform".into(), max_request_bytes: (1 << 20) + (512 << 10) }
+    }
+}
 
 /// What a message asks for. Serialises to the request the store keeps, and back.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -43,6 +61,24 @@ pub struct Job {
     /// Correlation id without a `traceparent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
+}
+
+impl Job {
+    /// A job of which only the ids are known; reported, never run.
+    pub fn nameless(job_id: JobId, thread_id: ThreadId) -> Self {
+        Self {
+            job_id,
+            thread_id,
+            task: Task::Invalid(Vec::new()),
+            input: None,
+            command: None,
+            checkpoint_id: None,
+            config: JobConfig::default(),
+            multitask_strategy: MultitaskStrategy::default(),
+            traceparent: None,
+            trace_id: None,
+        }
+    }
 }
 
 /// What to run.
