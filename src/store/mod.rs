@@ -86,6 +86,8 @@ pub struct Claim {
     pub head: Option<CheckpointId>,
     /// The stored request of the job.
     pub request: Bytes,
+    /// Time until the job's deadline, which all its attempts share; zero once it has passed.
+    pub time_left: Duration,
 }
 
 /// What `accept` says about an offered job.
@@ -108,7 +110,12 @@ pub enum Verdict {
     /// The job has ended and its result is published.
     Done,
     /// The job has ended and its result waits to be published.
-    DoneUnpublished(StoredResult),
+    DoneUnpublished {
+        /// What is to be published.
+        result: StoredResult,
+        /// How long ago the job ended: whoever ended it may be publishing it right now.
+        ended: Duration,
+    },
 }
 
 /// A result as committed: what is published is exactly this.
@@ -139,6 +146,9 @@ pub struct Offer {
     pub request: Bytes,
     /// How long the job may take from now on.
     pub timeout: Duration,
+    /// The claim of the thread that this process still runs: its lease stands even when it could not be
+    /// renewed in time.
+    pub running: Option<Epoch>,
 }
 
 /// How a job ended, as the database keeps it.
