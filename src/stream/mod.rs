@@ -4,26 +4,25 @@
 //! **Invariant:** within an epoch `seq` grows by exactly 1, so a hole shows what was lost.
 
 pub mod dragonfly;
+mod emitter;
+mod escape;
 pub mod memory;
 mod tokens;
 
-pub use tokens::{Piece, TokenBuffer};
+pub use emitter::{Claimed, Emitter, Origin, error_data};
+pub use tokens::{Piece, TokenBuffer, TokenConfig};
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, str::FromStr, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use serde::Serialize;
-use serde_json::{Value as Json, json, value::RawValue};
+use serde::Deserialize;
 
-use crate::{
-    ids::{Clock, Epoch, JobId, Namespace, ThreadId},
-    value::State,
-};
+use crate::ids::{Epoch, ThreadId};
+
+/// Largest event in bytes. Redis cuts off subscribers who fall 32 MB behind, and an event is sent in one piece; the
+/// [`Emitter`] shortens what is larger, a [`Sink`] drops it.
+pub const MAX_EVENT_BYTES: usize = 4 * 1024 * 1024;
 
 /// What kind of event it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -49,6 +48,19 @@ pub enum EventType {
 }
 
 impl EventType {
+    /// Every kind, in the order of its discriminant.
+    pub const ALL: [Self; 9] = [
+        Self::AttemptStart,
+        Self::LlmStream,
+        Self::ToolStart,
+        Self::ToolEnd,
+        Self::StateUpdate,
+        Self::Interrupt,
+        Self::Custom,
+        Self::Error,
+        Self::End,
+    ];
+
     /// The name in the event.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -85,6 +97,22 @@ impl fmt::Display for EntryId {
     }
 }
 
+/// A text that is not `<epoch>-<seq>`.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("must be <epoch>-<seq>, two numbers joined by a dash")]
+pub struct NotAnEntryId;
+
+impl FromStr for EntryId {
+    type Err = NotAnEntryId;
+
+    fn from_str(text: &str) -> Result<Self, NotAnEntryId> {
+        let (epoch, seq) = text.split_once('-').ok_or(NotAnEntryId)?;
+        let epoch = epoch.parse().map_err(|_| NotAnEntryId)?;
+        let seq = seq.parse().map_err(|_| NotAnEntryId)?;
+        Ok(Self { epoch: Epoch(epoch), seq })
+    }
+}
+
 /// An event on its way to its readers, already encoded.
 #[derive(Clone, Debug)]
 pub struct Event {
@@ -106,173 +134,47 @@ pub trait Sink: Send + Sync {
     /// Takes an event without waiting. What it costs to keep is bounded; token events may be dropped.
     fn emit(&self, event: Event);
 
-    /// Waits until everything emitted so far has been sent, or until `limit` has passed.
+    /// Waits until everything emitted so far has been sent or given up, or until `limit` has passed.
     async fn flush(&self, limit: Duration);
+
+    /// The newest event readers of a thread can see; `None` when there is none or the server does not answer.
+    async fn last(&self, thread_id: &ThreadId) -> Option<LastEvent>;
 
     /// Asks the server for a sign of life.
     async fn ping(&self) -> bool;
 }
 
-/// Emits the events of one claim.
-pub struct Emitter {
-    sink: Arc<dyn Sink>,
-    clock: Arc<dyn Clock>,
-    thread_id: ThreadId,
-    job_id: JobId,
-    epoch: Epoch,
-    attempt: u32,
-    tokens: TokenConfig,
-    /// The last `seq` given out. Held while the event is handed to the sink, so that order is order of `seq`.
-    seq: Mutex<u64>,
-}
-
-/// How text from models is cut into events.
-#[derive(Clone, Copy, Debug)]
-pub struct TokenConfig {
-    /// Whether events on the channel carry the text so far.
-    pub cumulative_text: bool,
-    /// Least time between two pieces of one message.
-    pub window: Duration,
-    /// Most bytes of text a message may publish per second; longer texts come in larger pieces.
-    pub bytes_per_second: usize,
-}
-
-impl Default for TokenConfig {
-    fn default() -> Self {
-        Self { cumulative_text: true, window: Duration::from_millis(40), bytes_per_second: 128 * 1024 }
-    }
-}
-
-/// Who an event is about.
-#[derive(Clone, Copy, Debug)]
-pub struct Origin<'a> {
-    /// The node; empty for events of the whole run.
-    pub node: &'a str,
-    /// The namespace of its graph.
-    pub ns: &'a Namespace,
-}
-
-#[derive(Serialize)]
-struct Envelope<'a, D: Serialize> {
-    event_type: &'static str,
-    data: D,
-    id: String,
-    seq: u64,
-    thread_id: &'a str,
-    job_id: &'a str,
-    attempt: u32,
-    node: &'a str,
-    ns: &'a str,
-    ts: String,
-}
-
-/// Whose events an [`Emitter`] emits.
-#[derive(Clone, Debug)]
-pub struct Claimed {
-    /// The thread.
-    pub thread_id: ThreadId,
-    /// The job.
-    pub job_id: JobId,
-    /// The claim.
-    pub epoch: Epoch,
+/// The newest event of a thread.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct LastEvent {
+    /// `<epoch>-<seq>`.
+    pub id: String,
+    /// The event's type.
+    pub event_type: String,
+    /// The job it belongs to.
+    pub job_id: String,
     /// The attempt of the job.
     pub attempt: u32,
 }
 
-impl Emitter {
-    /// An emitter whose first event has `seq` 1.
-    pub fn new(sink: Arc<dyn Sink>, clock: Arc<dyn Clock>, claimed: Claimed, tokens: TokenConfig) -> Self {
-        let Claimed { thread_id, job_id, epoch, attempt } = claimed;
-        Self { sink, clock, thread_id, job_id, epoch, attempt, tokens, seq: Mutex::new(0) }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// How text is cut into events.
-    pub fn tokens(&self) -> TokenConfig {
-        self.tokens
-    }
-
-    /// Emits an event whose data is `data`.
-    pub fn emit(&self, event_type: EventType, origin: Origin<'_>, data: impl Serialize) {
-        self.send(event_type, origin, &data, None::<&()>);
-    }
-
-    /// Emits the state after a superstep, with its step and checkpoint.
-    pub fn state_update(&self, ns: &Namespace, state: &State, step: i64, checkpoint_id: &str) {
-        #[derive(Serialize)]
-        struct Update<'a> {
-            #[serde(flatten)]
-            state: &'a State,
-            step: i64,
-            checkpoint_id: &'a str,
-        }
-        let origin = Origin { node: "", ns };
-        self.emit(EventType::StateUpdate, origin, Update { state, step, checkpoint_id });
-    }
-
-    /// Emits a piece of a model's text.
-    pub fn token(&self, origin: Origin<'_>, message_id: &str, piece: &Piece<'_>) {
-        #[derive(Serialize)]
-        struct Token<'a> {
-            token: &'a RawValue,
-            offset: usize,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            cumulative_text: Option<&'a RawValue>,
-            message_id: &'a str,
-        }
-        let short = Token { token: &piece.token, offset: piece.offset, cumulative_text: None, message_id };
-        let cumulative = piece.cumulative_text.as_deref().filter(|_| self.tokens.cumulative_text);
-        let Some(cumulative_text) = cumulative else {
-            return self.send(EventType::LlmStream, origin, &short, None::<&()>);
-        };
-        let full = Token { cumulative_text: Some(cumulative_text), ..short };
-        if piece.last {
-            self.send(EventType::LlmStream, origin, &full, None::<&()>);
-        } else {
-            self.send(EventType::LlmStream, origin, &short, Some(&full));
+    #[test]
+    fn entry_ids_are_ordered_by_epoch_then_seq_and_read_back_as_written() {
+        let id = |text: &str| text.parse::<EntryId>();
+        assert!(id("41-17").expect("valid") < id("42-1").expect("valid"));
+        assert_eq!(id("41-17").expect("valid").to_string(), "41-17");
+        for wrong in ["", "41", "41-", "-17", "a-b", "41-17-1"] {
+            assert_eq!(id(wrong), Err(NotAnEntryId), "{wrong}");
         }
     }
 
-    fn send<D: Serialize, P: Serialize>(
-        &self,
-        event_type: EventType,
-        origin: Origin<'_>,
-        entry: &D,
-        publish: Option<&P>,
-    ) {
-        let ts = self.clock.now().rfc3339_millis();
-        let mut last = self.seq.lock().unwrap_or_else(PoisonError::into_inner);
-        *last += 1;
-        let id = EntryId { epoch: self.epoch, seq: *last };
-        let entry = self.encode(event_type, origin, id, &ts, entry);
-        let publish = publish.map(|data| self.encode(event_type, origin, id, &ts, data));
-        self.sink.emit(Event { thread_id: self.thread_id.clone(), id, event_type, entry, publish });
+    #[test]
+    fn all_lists_every_kind_at_its_discriminant() {
+        for (place, kind) in EventType::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, place);
+        }
     }
-
-    fn encode(
-        &self,
-        event_type: EventType,
-        origin: Origin<'_>,
-        id: EntryId,
-        ts: &str,
-        data: impl Serialize,
-    ) -> Bytes {
-        let envelope = Envelope {
-            event_type: event_type.as_str(),
-            data,
-            id: id.to_string(),
-            seq: id.seq,
-            thread_id: self.thread_id.as_str(),
-            job_id: self.job_id.as_str(),
-            attempt: self.attempt,
-            node: origin.node,
-            ns: origin.ns.as_str(),
-            ts: ts.to_owned(),
-        };
-        serde_json::to_vec(&envelope).expect("events have text keys and finite numbers").into()
-    }
-}
-
-/// The data of an `error` event and the `error` of a result.
-pub fn error_data(error: &Json) -> Json {
-    json!({ "error": error })
 }

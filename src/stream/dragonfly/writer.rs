@@ -1,0 +1,388 @@
+//! The one task that sends events: takes a flush, appends and publishes it, and waits while the server is away.
+//!
+//! **Invariant:** events of a thread are sent in order; what may not have arrived is sent again before what follows.
+//! **Invariant:** an event that the server answers with an error, or that ends the connection again and again, is given
+//! up, so that it cannot hold up the others.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use fred::{
+    clients::Pipeline,
+    error::{Error as FredError, ErrorKind},
+    interfaces::{ClientLike, LuaInterface},
+    types::{ClusterHash, CustomCommand, Value},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::{
+    Config, key,
+    link::Link,
+    queue::{Most, Queue, Queued, count_dropped},
+};
+use crate::{ids::ThreadId, stream::EventType, telemetry::metric};
+
+/// Appends entries to a stream and publishes those that were not refused, in one step nobody can come between.
+///
+/// KEYS: the stream. ARGV: the channel, the length, the seconds, then id, entry and message (empty: the entry) each.
+/// Answers the ids that were refused, or `!` and why the server takes none.
+const SCRIPT: &str = r"
+local refused = {}
+for i = 4, #ARGV, 3 do
+  local done = redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], ARGV[i], 'event', ARGV[i + 1])
+  if type(done) == 'table' and done.err then
+    if not string.find(done.err, 'equal or smaller', 1, true) then return {'!', done.err} end
+    refused[#refused + 1] = ARGV[i]
+  else
+    local message = ARGV[i + 2]
+    if message == '' then message = ARGV[i + 1] end
+    local sent = redis.pcall('PUBLISH', ARGV[1], message)
+    if type(sent) == 'table' and sent.err then return {'!', sent.err} end
+  end
+end
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return refused
+";
+
+/// A flush: the server runs each thread's part of it in one go, so it must stay well below a millisecond.
+const FLUSH: Most = Most { events: 128, bytes: 256 * 1024 };
+
+/// A flush after one that broke the connection: alone, an event shows whether it is the cause.
+const SINGLE: Most = Most { events: 1, bytes: 0 };
+
+/// The slowest network a flush is given time for, beside the timeout of a small command.
+const SLOWEST_BYTES_PER_SECOND: u32 = 2 * 1024 * 1024;
+
+/// Times an event may break the connection to a server that answers otherwise.
+const MAX_STRIKES: u32 = 5;
+
+/// Pause before the server is asked again whether it is there, at first and at most: short, since readers wait.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+/// How long to wait for a connection before its absence counts as an error.
+const CONNECTION_PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long a link may stay silent before it is replaced: a half-open connection, or fred stuck in a write, ends here.
+const LINK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Least time between two warnings about refused events; each flush of a thread could make one.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+
+/// What the server says when it cannot do its work for now, whoever asks.
+const SERVER_TROUBLE: [&str; 11] = [
+    "OOM",
+    "LOADING",
+    "BUSY",
+    "MISCONF",
+    "READONLY",
+    "MASTERDOWN",
+    "NOREPLICAS",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "NOAUTH",
+    "NOPERM",
+];
+
+pub(super) struct Writer {
+    config: Config,
+    queue: Arc<Queue>,
+    link: Arc<Link>,
+    /// The name under which the server knows [`SCRIPT`].
+    script: Option<String>,
+    /// Failures in a row, of flushes and of attempts to reach the server.
+    failures: u32,
+    /// Flushes in a row that found no answer although the server had answered just before.
+    strikes: u32,
+    warned: Option<Instant>,
+}
+
+/// Why a flush did not arrive as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Setback {
+    /// The server does not know the script (any more).
+    NoScript,
+    /// The server says that it cannot work now.
+    Server,
+    /// No answer, or none that makes sense.
+    Link,
+}
+
+/// What the server made of one thread's part of a flush.
+#[derive(Debug, PartialEq, Eq)]
+enum Reply {
+    /// Appended and published, but for these ids.
+    Appended {
+        refused: Vec<String>,
+    },
+    /// The server takes no such event.
+    Refused(String),
+    Failed(Setback),
+}
+
+impl Writer {
+    pub(super) fn new(config: Config, queue: Arc<Queue>, link: Arc<Link>) -> Self {
+        Self { config, queue, link, script: None, failures: 0, strikes: 0, warned: None }
+    }
+
+    /// Sends until `cancel`; what waits then is dropped.
+    pub(super) async fn run(mut self, cancel: CancellationToken) {
+        loop {
+            let most = if self.strikes == 0 { FLUSH } else { SINGLE };
+            let flush = tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                flush = self.queue.next(most) => flush,
+            };
+            if self.script.is_none() && !self.back_in_touch(&cancel).await {
+                self.queue.put_back(flush);
+                break;
+            }
+            let span = tracing::debug_span!("stream publish", events = flush.len());
+            let (left, setback) = self.send(flush).instrument(span).await;
+            self.conclude(left, setback);
+        }
+        let dropped = self.queue.clear();
+        if dropped > 0 {
+            tracing::warn!(dropped, "run events were not sent before the end");
+        }
+    }
+
+    /// Settles a flush, and decides what happens to what is left of it.
+    fn conclude(&mut self, left: Vec<Queued>, setback: Option<Setback>) {
+        let Some(setback) = setback else {
+            (self.failures, self.strikes) = (0, 0);
+            return self.queue.settle();
+        };
+        self.failures += 1;
+        // The next flush first asks whether the server is there, and brings the script along.
+        self.script = None;
+        if setback != Setback::NoScript {
+            metrics::counter!(metric::REDIS_ERRORS).increment(1);
+            tracing::debug!(?setback, "run events were not sent");
+        }
+        if setback == Setback::Link {
+            self.strikes += 1;
+        }
+        if self.strikes > MAX_STRIKES && left.len() == 1 {
+            self.strikes = 0;
+            self.give_up(&left, "the connection breaks with it");
+            return self.queue.settle();
+        }
+        self.queue.put_back(left);
+    }
+
+    /// Waits until the server answers and knows the script; `false` when cancelled before.
+    async fn back_in_touch(&mut self, cancel: &CancellationToken) -> bool {
+        let since = Instant::now();
+        let mut renewed = since;
+        let mut away = false;
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return false,
+                () = self.link.connected(pause(self.failures), CONNECTION_PATIENCE) => {}
+            }
+            let Err(error) = self.load_script().await else { break };
+            metrics::counter!(metric::REDIS_ERRORS).increment(1);
+            self.failures += 1;
+            if !away {
+                tracing::warn!(%error, "stream server is away, run events wait");
+            }
+            away = true;
+            if renewed.elapsed() > LINK_PATIENCE {
+                renewed = Instant::now();
+                self.link.renew();
+            }
+        }
+        if away {
+            tracing::info!(away_ms = since.elapsed().as_millis(), "stream server is back");
+        }
+        true
+    }
+
+    async fn load_script(&mut self) -> Result<(), FredError> {
+        let client = self.link.client(self.config.command_timeout);
+        self.script = Some(client.script_load(SCRIPT).await?);
+        Ok(())
+    }
+
+    /// Sends a flush; returns what is to be sent again, in order, and why.
+    async fn send(&mut self, flush: Vec<Queued>) -> (Vec<Queued>, Option<Setback>) {
+        let parts = by_thread(flush);
+        let replies = self.call(&parts).await;
+        let mut left = Vec::new();
+        let mut setback = None;
+        for (part, reply) in parts.into_iter().zip(replies) {
+            match reply {
+                Reply::Appended { refused } => count_published(&part, &refused),
+                Reply::Refused(reason) => self.give_up(&part, &reason),
+                Reply::Failed(why) => {
+                    left.extend(part);
+                    setback = Some(why);
+                }
+            }
+        }
+        left.sort_by_key(Queued::number);
+        (left, setback)
+    }
+
+    /// One call of the script per thread, all on their way at once; a reply per part.
+    async fn call(&self, parts: &[Vec<Queued>]) -> Vec<Reply> {
+        let bytes: usize = parts.iter().flatten().map(Queued::bytes).sum();
+        let kilobytes = u32::try_from(bytes / 1024).unwrap_or(u32::MAX);
+        let transfer = Duration::from_secs(1) * kilobytes / (SLOWEST_BYTES_PER_SECOND / 1024);
+        let client = self.link.client(self.config.command_timeout + transfer);
+        let pipeline = Pipeline::from(client);
+        for part in parts {
+            let command = CustomCommand::new_static("EVALSHA", ClusterHash::Random, false);
+            // Queued in the pipeline, answered with the others below.
+            let _: Result<Value, _> = pipeline.custom(command, self.arguments(part)).await;
+        }
+        let mut answers = pipeline.try_all::<Value>().await;
+        if answers.len() != parts.len() {
+            // The pipeline failed as a whole.
+            let error = answers.pop().and_then(Result::err);
+            let error = error.unwrap_or_else(|| FredError::new(ErrorKind::Protocol, "replies are missing"));
+            answers = parts.iter().map(|_| Err(error.clone())).collect();
+        }
+        answers.into_iter().map(read).collect()
+    }
+
+    fn arguments(&self, part: &[Queued]) -> Vec<Value> {
+        let thread = part.first().map_or(String::new(), |queued| key(&queued.event.thread_id));
+        let mut arguments = Vec::with_capacity(6 + 3 * part.len());
+        arguments.push(self.script.as_deref().unwrap_or_default().into());
+        arguments.push("1".into());
+        arguments.push(thread.as_str().into());
+        arguments.push(thread.into());
+        arguments.push(self.config.max_len.to_string().into());
+        arguments.push(self.config.ttl.as_secs().max(1).to_string().into());
+        for Queued { event, .. } in part {
+            arguments.push(event.id.to_string().into());
+            arguments.push(event.entry.clone().into());
+            arguments.push(event.publish.clone().unwrap_or_else(Bytes::new).into());
+        }
+        arguments
+    }
+
+    fn give_up(&mut self, part: &[Queued], reason: &str) {
+        part.iter().for_each(|queued| count_dropped(queued.event.event_type));
+        if self.warned.is_some_and(|at| at.elapsed() < WARN_EVERY) {
+            return;
+        }
+        self.warned = Some(Instant::now());
+        let thread_id = part.first().map(|queued| queued.event.thread_id.as_str());
+        tracing::warn!(
+            thread_id,
+            events = part.len(),
+            reason,
+            "stream server takes no run events of a thread"
+        );
+    }
+}
+
+/// The pause before the server is asked again: twice as long after each failure.
+fn pause(failures: u32) -> Duration {
+    let (first, longest) = PAUSES;
+    match failures {
+        0 => Duration::ZERO,
+        n => first.saturating_mul(1 << (n - 1).min(16)).min(longest),
+    }
+}
+
+/// The events of each thread, in their order.
+fn by_thread(flush: Vec<Queued>) -> Vec<Vec<Queued>> {
+    let mut places: HashMap<ThreadId, usize> = HashMap::new();
+    let mut parts: Vec<Vec<Queued>> = Vec::new();
+    for queued in flush {
+        let place = *places.entry(queued.event.thread_id.clone()).or_insert(parts.len());
+        match parts.get_mut(place) {
+            Some(part) => part.push(queued),
+            None => parts.push(vec![queued]),
+        }
+    }
+    parts
+}
+
+fn read(answer: Result<Value, FredError>) -> Reply {
+    let error = match answer.and_then(|value| value.convert::<Vec<String>>()) {
+        Ok(answer) => match answer.split_first() {
+            Some((mark, [reason])) if mark == "!" => {
+                return if is_server_trouble(reason) {
+                    Reply::Failed(Setback::Server)
+                } else {
+                    Reply::Refused(reason.clone())
+                };
+            }
+            _ => return Reply::Appended { refused: answer },
+        },
+        Err(error) => error,
+    };
+    let details = error.details();
+    Reply::Failed(if details.starts_with("NOSCRIPT") {
+        Setback::NoScript
+    } else if is_server_trouble(details) {
+        Setback::Server
+    } else {
+        Setback::Link
+    })
+}
+
+fn is_server_trouble(reply: &str) -> bool {
+    // An error passed on by a script may keep the dash that marks errors in the protocol.
+    let word = reply.trim_start_matches('-').split(' ').next().unwrap_or_default();
+    SERVER_TROUBLE.contains(&word)
+}
+
+fn count_published(part: &[Queued], refused: &[String]) {
+    let mut counts = [0_u64; EventType::ALL.len()];
+    for Queued { event, is_repeat, .. } in part {
+        let arrived = refused.is_empty() || *is_repeat || !refused.contains(&event.id.to_string());
+        counts[event.event_type as usize] += u64::from(arrived);
+    }
+    for (kind, count) in EventType::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0) {
+        metrics::counter!(metric::REDIS_PUBLISHED, "event_type" => kind.as_str()).increment(count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(parts: &[&str]) -> Reply {
+        read(Ok(Value::Array(parts.iter().map(|part| (*part).into()).collect())))
+    }
+
+    fn failure(kind: ErrorKind, details: &'static str) -> Reply {
+        read(Err(FredError::new(kind, details)))
+    }
+
+    #[test]
+    fn answers_say_what_arrived_and_what_never_will() {
+        assert_eq!(answer(&[]), Reply::Appended { refused: vec![] });
+        assert_eq!(answer(&["1-1"]), Reply::Appended { refused: vec!["1-1".into()] });
+        let taken = "WRONGTYPE Operation against a key holding the wrong kind of value";
+        assert_eq!(answer(&["!", taken]), Reply::Refused(taken.into()));
+        assert_eq!(answer(&["!", "OOM command not allowed"]), Reply::Failed(Setback::Server));
+    }
+
+    #[test]
+    fn failures_tell_the_server_from_the_way_to_it() {
+        let failed = |setback| Reply::Failed(setback);
+        assert_eq!(failure(ErrorKind::Unknown, "NOSCRIPT No matching script."), failed(Setback::NoScript));
+        assert_eq!(failure(ErrorKind::Unknown, "LOADING the dataset"), failed(Setback::Server));
+        assert_eq!(failure(ErrorKind::Timeout, "Request timed out."), failed(Setback::Link));
+        assert_eq!(failure(ErrorKind::Unknown, "ERR unknown command"), failed(Setback::Link));
+    }
+
+    #[test]
+    fn pauses_grow_to_their_limit() {
+        let pauses = [0, 1, 2, 4, 5, 99].map(|failures| pause(failures).as_millis());
+        assert_eq!(pauses, [0, 50, 100, 400, 500, 500]);
+    }
+}
