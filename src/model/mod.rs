@@ -2,9 +2,15 @@
 //!
 //! **Invariant:** a key never leaves this module except in the request's authorization header.
 
+mod address;
+mod failure;
 mod openai;
+mod registry;
+pub mod retry;
 mod scripted;
 mod sse;
+
+pub use registry::{Config, Models, Provider, Timeouts};
 
 use std::{sync::Arc, time::Duration};
 
@@ -47,6 +53,10 @@ pub struct ToolSpec {
 
 /// A part of a model's answer.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a piece of text is moved twice; that is nothing beside its way here"
+)]
 pub enum Chunk {
     /// A piece of text.
     Text(String),
@@ -154,6 +164,21 @@ impl Error {
             Self::Rejected { .. } => "MODEL_REJECTED",
             Self::Protocol { .. } => "MODEL_PROTOCOL",
             Self::Timeout { .. } => "MODEL_TIMEOUT",
+        }
+    }
+
+    /// How long the provider asks to wait before the next try.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled { retry_after, .. } => *retry_after,
+            Self::UnknownProvider(..)
+            | Self::NoKey { .. }
+            | Self::UrlRefused(_)
+            | Self::Settings(_)
+            | Self::Unavailable { .. }
+            | Self::Rejected { .. }
+            | Self::Protocol { .. }
+            | Self::Timeout { .. } => None,
         }
     }
 
