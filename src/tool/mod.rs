@@ -1,11 +1,18 @@
 //! Port of tools: what an agent can do besides talking.
 //!
 //! **Invariant:** nothing that came in a message is executed in this process.
+//! **Invariant:** an answer has at most [`MAX_RESULT_CHARS`] characters and a note; a cut is always said.
 
 mod builtin;
 mod http;
+mod toolbox;
+mod unusable;
 
-use std::sync::Arc;
+pub use builtin::{BUILTINS, builtin};
+pub use http::{AllowedHosts, check_http};
+pub use toolbox::{Config, Toolbox, check_definition, task_spec, validate_args};
+
+use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -14,6 +21,9 @@ use crate::{
     model::ToolSpec,
     value::{Map, Name, State, ToolStatus, Value},
 };
+
+/// Characters of one answer; about 25,000 tokens, more than most models read well in one piece.
+pub const MAX_RESULT_CHARS: usize = 100_000;
 
 /// A call of a tool.
 #[derive(Clone, Debug)]
@@ -53,6 +63,85 @@ impl Answer {
     }
 }
 
+/// Why a tool cannot answer. The model reads it as `CODE: sentence`; an operator finds the code in
+/// TROUBLESHOOTING.md.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No tool has the name the model called.
+    #[error("there is no tool '{name}'; the tools are: {}", known.join(", "))]
+    Unknown {
+        /// What the model called.
+        name: String,
+        /// What it may call.
+        known: Vec<String>,
+    },
+    /// The arguments do not fit the tool's schema, or a template of the tool.
+    #[error("{0}")]
+    Arguments(String),
+    /// The definition of the tool has mistakes.
+    #[error("the definition of this tool has mistakes: {}", .0.join("; "))]
+    Definition(Vec<String>),
+    /// The tool is a script, and scripts are not run here.
+    #[error(
+        "this tool is a {language} script and needs a {language} runtime host, which this executor does not have; \
+         the script was not run"
+    )]
+    RuntimeMissing {
+        /// The language of the script.
+        language: String,
+    },
+    /// The operator has not allowed the host.
+    #[error("the host '{host}' is not allowed: HTTP_TOOL_ALLOWED_HOSTS does not name it")]
+    HostNotAllowed {
+        /// The host of the request.
+        host: String,
+    },
+    /// The host has no public address.
+    #[error(
+        "the host '{host}' has no public address; private addresses are only reached with HTTP_TOOL_ALLOW_PRIVATE=true"
+    )]
+    PrivateAddress {
+        /// The host of the request.
+        host: String,
+    },
+    /// A header asks for a secret that this host must not get.
+    #[error("{0}")]
+    Secret(String),
+    /// No answer in time.
+    #[error("no complete answer within {:.1} seconds", .0.as_secs_f64())]
+    Timeout(Duration),
+    /// The tool was reached and did not do what was asked, or could not be reached.
+    #[error("{0}")]
+    Failed(String),
+    /// The client that all tools share could not be made.
+    #[error("the HTTP client of the tools could not be made")]
+    Client(#[source] Box<dyn StdError + Send + Sync>),
+}
+
+impl Error {
+    /// The heading in TROUBLESHOOTING.md.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unknown { .. } => "TOOL_UNKNOWN",
+            Self::Arguments(_) => "TOOL_ARGUMENTS",
+            Self::Definition(_) => "TOOL_DEFINITION",
+            Self::RuntimeMissing { .. } => "TOOL_RUNTIME_MISSING",
+            Self::HostNotAllowed { .. } => "TOOL_HOST_NOT_ALLOWED",
+            Self::PrivateAddress { .. } => "TOOL_PRIVATE_ADDRESS",
+            Self::Secret(_) => "TOOL_SECRET",
+            Self::Timeout(_) => "TOOL_TIMEOUT",
+            Self::Failed(_) => "TOOL_FAILED",
+            Self::Client(_) => "TOOL_CLIENT",
+        }
+    }
+}
+
+impl From<Error> for Answer {
+    fn from(error: Error) -> Self {
+        Self::error(cut(format!("{}: {error}", error.code())))
+    }
+}
+
 /// Something an agent can call.
 #[async_trait]
 pub trait Tool: Send + Sync {
@@ -65,3 +154,17 @@ pub trait Tool: Send + Sync {
 
 /// A tool that can be shared between runs.
 pub type SharedTool = Arc<dyn Tool>;
+
+/// `text`, or its first [`MAX_RESULT_CHARS`] characters and a note that says so.
+fn cut(text: String) -> String {
+    shorten(text, MAX_RESULT_CHARS)
+}
+
+/// `text`, or its first `limit` characters and a note that says so.
+fn shorten(mut text: String, limit: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(limit) {
+        text.truncate(end);
+        text.push_str(&format!("\n[cut after {limit} characters; ask for less to see the rest]"));
+    }
+    text
+}

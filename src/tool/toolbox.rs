@@ -1,0 +1,257 @@
+//! From a tool's name to the tool, and from a model's arguments to checked ones.
+
+use std::{sync::Arc, time::Duration};
+
+use indexmap::IndexMap;
+use secrecy::SecretString;
+use serde_json::{Value as Json, json};
+
+use super::{
+    Error, SharedTool, builtin, check_http,
+    http::{AllowedHosts, HttpRequester, HttpTool},
+    unusable::{Unusable, spec_of},
+};
+use crate::{
+    graph::{Schema, ToolDefinition},
+    model::ToolSpec,
+    value::{Map, Name, Value},
+};
+
+/// Problems of one call that are listed; a model corrects a few at a time.
+const MAX_PROBLEMS: usize = 20;
+
+/// The operator's word on tools.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `HTTP_TOOL_ALLOWED_HOSTS`: hosts that http tools may reach; none by default.
+    pub allowed_hosts: AllowedHosts,
+    /// `HTTP_TOOL_ALLOW_PRIVATE`: whether private addresses may be reached too; `false` by default.
+    pub allow_private: bool,
+    /// `HTTP_TOOL_SECRETS`: secrets that headers may name, by name. They go only to hosts that
+    /// `allowed_hosts` names, never to those that only `*` allows.
+    pub secrets: IndexMap<String, SecretString>,
+    /// `HTTP_TOOL_TIMEOUT_SECONDS`: most time of one request with its answer; a definition may lower it.
+    pub max_timeout: Duration,
+    /// `HTTP_TOOL_MAX_RESPONSE_BYTES`: most bytes read of an answer; a definition may lower it.
+    pub max_response_bytes: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            allowed_hosts: AllowedHosts::default(),
+            allow_private: false,
+            secrets: IndexMap::new(),
+            max_timeout: Duration::from_secs(60),
+            max_response_bytes: 1 << 20,
+        }
+    }
+}
+
+/// All tools of the process; one HTTP client serves them.
+#[derive(Clone, Debug)]
+pub struct Toolbox {
+    requester: Arc<HttpRequester>,
+}
+
+impl Toolbox {
+    /// A toolbox under the operator's limits. Fails when the HTTP client cannot be made.
+    pub fn new(config: Config) -> Result<Self, Error> {
+        Ok(Self { requester: Arc::new(HttpRequester::new(config)?) })
+    }
+
+    /// The tool that `name` means: what the definition brings along, or else the built-in.
+    ///
+    /// A defined tool is compiled here, so keep what this returns for as long as the graph lives.
+    /// `None` when nobody provides the name; `task` is the run's own and not found here.
+    pub fn resolve(&self, name: &str, definitions: &IndexMap<Name, ToolDefinition>) -> Option<SharedTool> {
+        let Some(definition) = definitions.get(name) else { return builtin(name) };
+        let spec = spec_of(definition);
+        let mistakes = check_definition(definition);
+        if !mistakes.is_empty() {
+            // A bare mention of a built-in (name and description only) means the built-in.
+            let bare = definition.http.is_none() && definition.runtime.is_none();
+            return builtin(name)
+                .filter(|_| bare)
+                .or_else(|| Some(Arc::new(Unusable::mistaken(spec, mistakes))));
+        }
+        if let Some(runtime) = &definition.runtime {
+            return Some(Arc::new(Unusable::script(spec, runtime)));
+        }
+        let http = definition.http.as_ref()?;
+        Some(match HttpTool::compile(spec.clone(), http, self.requester.clone()) {
+            Ok(tool) => Arc::new(tool),
+            Err(mistakes) => Arc::new(Unusable::mistaken(spec, mistakes)),
+        })
+    }
+}
+
+/// Every mistake in a tool's definition, as sentences; empty when there is none.
+///
+/// What depends on the operator's settings (hosts, secrets) is only known when the tool is called.
+pub fn check_definition(definition: &ToolDefinition) -> Vec<String> {
+    let mut mistakes = Vec::new();
+    match (&definition.http, &definition.runtime) {
+        (None, None) => mistakes.push("it has neither http nor runtime, so nothing can answer it".into()),
+        (Some(_), Some(_)) => mistakes.push("it has both http and runtime; keep one".into()),
+        (Some(http), None) => mistakes.extend(check_http(http)),
+        (None, Some(_)) => {}
+    }
+    match &definition.parameters {
+        Some(parameters @ Json::Object(_)) => {
+            mistakes.extend(Schema::compile(parameters).err().map(|why| format!("parameters {why}")));
+        }
+        Some(_) => mistakes.push("parameters must be a JSON Schema, an object".into()),
+        None => {}
+    }
+    mistakes
+}
+
+/// Checks a model's arguments against the tool's schema; the error lists what is wrong, for the model.
+pub fn validate_args(spec: &ToolSpec, args: &Map) -> Result<(), String> {
+    let schema = Schema::compile(&spec.parameters)
+        .map_err(|why| format!("the schema of the arguments of '{}' {why}", spec.name))?;
+    let problems = schema.check(&Value::Map(Arc::new(args.clone())).to_json());
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let more = problems.len().saturating_sub(MAX_PROBLEMS);
+    let mut text = format!("the arguments of '{}' are not valid:", spec.name);
+    for problem in problems.iter().take(MAX_PROBLEMS) {
+        text.push_str("\n- ");
+        text.push_str(problem);
+    }
+    if more > 0 {
+        text.push_str(&format!("\n- and {more} more"));
+    }
+    Err(super::cut(text))
+}
+
+/// What the model is told of `task`, given the names and descriptions of the subagents it may delegate to.
+pub fn task_spec<'a>(subagents: impl Iterator<Item = (&'a str, &'a str)>) -> ToolSpec {
+    let (names, lines): (Vec<&str>, Vec<String>) = subagents
+        .map(|(name, description)| {
+            let line = match description.trim() {
+                "" => format!("- {name}"),
+                description => format!("- {name}: {description}"),
+            };
+            (name, line)
+        })
+        .unzip();
+    let description = format!(
+        "Hands a task to a subagent and answers with its final report. The subagent does not see this conversation, \
+         so the description must say everything it needs and what to report back; it shares the files. Several \
+         calls in one turn run in parallel. Subagents:\n{}",
+        lines.join("\n")
+    );
+    let parameters = json!({
+        "type": "object",
+        "properties": {
+            "description": {"type": "string", "description": "The whole task, with all that is needed to do it."},
+            "subagent_type": {"type": "string", "enum": names, "description": "The subagent to hand it to."}
+        },
+        "required": ["description", "subagent_type"],
+        "additionalProperties": false
+    });
+    ToolSpec { name: "task".into(), description, parameters }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+    use futures::executor::block_on;
+
+    use super::*;
+    use crate::{
+        ids::UnixNanos,
+        tool::{Answer, Call},
+        value::State,
+    };
+
+    fn resolve(name: &str, definition: Json) -> Option<SharedTool> {
+        let definition: ToolDefinition = serde_json::from_value(definition).expect("a definition");
+        let definitions = IndexMap::from([(Name::from(definition.name.as_str()), definition)]);
+        Toolbox::new(Config::default()).expect("a client").resolve(name, &definitions)
+    }
+
+    fn answer(tool: &SharedTool) -> Answer {
+        let (args, state) = (Map::new(), State::new());
+        block_on(tool.call(Call {
+            id: "c",
+            args: &args,
+            state: &state,
+            now: UnixNanos(0),
+            idempotency_key: "k",
+        }))
+    }
+
+    #[test]
+    fn a_definition_wins_over_the_builtin_of_its_name() {
+        let http = json!({"url": "https://a.org/"});
+        let defined =
+            resolve("ls", json!({"name": "ls", "description": "mine", "http": http})).expect("defined");
+        assert_eq!(defined.spec().description, "mine");
+        let bare = resolve("ls", json!({"name": "ls", "description": "mine"})).expect("built in");
+        assert_ne!(bare.spec().description, "mine");
+        assert!(
+            resolve("ls", json!({"name": "other", "http": http})).is_some(),
+            "built-ins need no definition"
+        );
+        assert!(resolve("nope", json!({"name": "other", "http": http})).is_none());
+        assert!(resolve("task", json!({"name": "other", "http": http})).is_none(), "task is the run's own");
+    }
+
+    #[test]
+    fn a_script_is_accepted_and_never_run() {
+        let definition = json!({"name": "calc", "runtime": {"script": "import os"}});
+        assert_eq!(check_definition(&serde_json::from_value(definition.clone()).expect("valid")), [""; 0]);
+        let text = answer(&resolve("calc", definition).expect("defined"));
+        expect!["TOOL_RUNTIME_MISSING: this tool is a python script and needs a python runtime host, which this executor does not have; the script was not run"].assert_eq(&text.content);
+        let definition = json!({"name": "calc", "runtime": {"script": "1", "language": "ruby"}});
+        assert!(
+            answer(&resolve("calc", definition).expect("defined")).content.contains("a ruby runtime host")
+        );
+    }
+
+    #[test]
+    fn a_definition_with_mistakes_answers_with_all_of_them() {
+        let definition = json!({"name": "web", "http": {"method": "X", "url": "a.org"}, "parameters": 1});
+        let text = answer(&resolve("web", definition).expect("defined")).content;
+        expect!["TOOL_DEFINITION: the definition of this tool has mistakes: method must be GET, HEAD, POST, PUT, PATCH or DELETE; url must start with http:// or https://, written out; parameters must be a JSON Schema, an object"].assert_eq(&text);
+        for definition in [
+            json!({"name": "web"}),
+            json!({"name": "web", "parameters": {"type": 1}, "runtime": {"script": ""}}),
+            json!({"name": "web", "runtime": {"script": ""}, "http": {"url": "http://a.org"}}),
+        ] {
+            assert!(
+                answer(&resolve("web", definition).expect("defined"))
+                    .content
+                    .starts_with("TOOL_DEFINITION: ")
+            );
+        }
+    }
+
+    #[test]
+    fn an_unknown_tool_is_answered_with_the_known_ones() {
+        let error = Error::Unknown { name: "x".into(), known: vec!["ls".into(), "task".into()] };
+        assert_eq!(
+            Answer::from(error).content,
+            "TOOL_UNKNOWN: there is no tool 'x'; the tools are: ls, task"
+        );
+    }
+
+    #[test]
+    fn the_task_tool_lists_the_subagents() {
+        let spec = task_spec([("researcher", "Finds sources."), ("general-purpose", "")].into_iter());
+        expect![[r#"
+            Hands a task to a subagent and answers with its final report. The subagent does not see this conversation, so the description must say everything it needs and what to report back; it shares the files. Several calls in one turn run in parallel. Subagents:
+            - researcher: Finds sources.
+            - general-purpose"#]].assert_eq(&spec.description);
+        let args = |kind: &str| {
+            let args = json!({"description": "x", "subagent_type": kind});
+            validate_args(&spec, Value::from(args).as_map().expect("an object"))
+        };
+        assert_eq!(args("researcher"), Ok(()));
+        assert!(args("nobody").expect_err("unknown").contains("general-purpose"));
+    }
+}
