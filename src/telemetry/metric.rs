@@ -1,0 +1,42 @@
+//! Every metric name as a constant; contract.md section 7.
+
+/// Counter: ended jobs by `status`.
+pub const JOBS: &str = "agent_executor_jobs_total";
+/// Histogram: seconds from claim to end.
+pub const JOB_SECONDS: &str = "agent_executor_job_duration_seconds";
+/// Counter: failed attempts to reach Postgres.
+pub const DB_ERRORS: &str = "agent_executor_db_connection_errors_total";
+/// Counter: failed sends to the Redis-protocol server.
+pub const REDIS_ERRORS: &str = "agent_executor_redis_publish_errors_total";
+/// Counter: sent events by `event_type`.
+pub const REDIS_PUBLISHED: &str = "agent_executor_redis_publish_total";
+/// Counter: messages settled as done.
+pub const NATS_PROCESSED: &str = "agent_executor_nats_messages_processed_total";
+/// Counter: messages settled as not done.
+pub const NATS_FAILED: &str = "agent_executor_nats_messages_failed_total";
+/// Gauge: jobs being run.
+pub const IN_FLIGHT: &str = "agent_executor_jobs_in_flight";
+/// Counter: deliveries after the first.
+pub const REDELIVERIES: &str = "agent_executor_redeliveries_total";
+/// Counter: applied supersteps.
+pub const SUPERSTEPS: &str = "agent_executor_supersteps_total";
+/// Histogram: seconds from handing in a commit to its answer.
+pub const COMMIT_SECONDS: &str = "agent_executor_checkpoint_commit_seconds";
+/// Histogram: commits per statement.
+pub const COMMIT_BATCH: &str = "agent_executor_checkpoint_batch_size";
+/// Counter: tokens by `provider`, `model`, `kind`.
+pub const LLM_TOKENS: &str = "agent_executor_llm_tokens_total";
+/// Histogram: seconds of a model call by `provider`, `model`.
+pub const LLM_SECONDS: &str = "agent_executor_llm_request_seconds";
+/// Histogram: seconds from claim to the first token of a job.
+pub const FIRST_TOKEN_SECONDS: &str = "agent_executor_time_to_first_token_seconds";
+/// Counter: tool calls by `tool`, `status`.
+pub const TOOL_CALLS: &str = "agent_executor_tool_calls_total";
+/// Counter: events dropped by `event_type`.
+pub const STREAM_DROPPED: &str = "agent_executor_stream_dropped_total";
+/// Counter: dead letters by `reason`.
+pub const DEAD_LETTERS: &str = "agent_executor_dead_letters_total";
+/// Counter: writes refused because the thread has a later epoch.
+pub const FENCED_WRITES: &str = "agent_executor_fenced_writes_total";
+/// Gauge, always 1: version and commit as labels.
+pub const BUILD_INFO: &str = "agent_executor_build_info";
