@@ -1,1 +1,329 @@
-//! (being written)
+//! One run: from its last checkpoint to its outcome, superstep by superstep.
+//!
+//! **Invariant:** an event that tells of a superstep is emitted only after that superstep is durable.
+//! **Invariant:** a run ends with an error only when its outcome is not for it to decide: fenced, stopped, or
+//! the store is away. Everything else is an [`Outcome`].
+
+mod check;
+mod command;
+mod committer;
+mod graphs;
+mod start;
+mod superstep;
+mod task;
+
+pub use check::{Checked, Rejected, check, compile};
+pub use graphs::{Graphs, Prepared};
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use serde_json::{Value as Json, json};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use committer::Committer;
+
+use crate::{
+    ids::{CheckpointId, Clock, Namespace},
+    job::{Failure, Job, Task},
+    model::{Models, retry},
+    node::{Budget, Scope, Spending},
+    pregel, store,
+    store::{Claim, Store},
+    stream::{Claimed, Emitter, EventType, Origin, Sink, TokenConfig},
+    tool::Toolbox,
+    value::{State, Usage},
+};
+
+/// Why a run ended without an outcome.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store refused or did not answer.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The process told the run to stop.
+    #[error("stopped: {0:?}")]
+    Stopped(Reason),
+}
+
+/// Why a run is told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Somebody else has claimed the thread.
+    Fenced,
+    /// The process ends.
+    Drain,
+}
+
+/// Tells a run to stop; the first reason counts.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    token: CancellationToken,
+    reason: Arc<OnceLock<Reason>>,
+}
+
+impl Stop {
+    /// Stops the run.
+    pub fn because(&self, reason: Reason) {
+        // A second reason changes nothing: the run is already stopping.
+        let _ = self.reason.set(reason);
+        self.token.cancel();
+    }
+
+    /// Waits until the run is told to stop.
+    pub async fn told(&self) -> Reason {
+        self.token.cancelled().await;
+        self.reason.get().copied().unwrap_or(Reason::Drain)
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// All the way to END.
+    Completed(Output),
+    /// It waits for a person.
+    Interrupted(Json),
+    /// It failed.
+    Failed(Failure),
+}
+
+/// What a completed run gives back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// The text of the last AI message, or the output channels.
+    pub output: Json,
+    /// The run's virtual files, when it has any.
+    pub files: Option<Json>,
+}
+
+/// How a run ended, with its numbers.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Supersteps of the job, earlier attempts included.
+    pub steps: u64,
+    /// The newest root checkpoint.
+    pub checkpoint_id: Option<String>,
+}
+
+/// What runs need of the process; shared by all of them.
+pub struct Ports {
+    /// Durable state.
+    pub store: Arc<dyn Store>,
+    /// Providers of models.
+    pub models: Arc<Models>,
+    /// Tools.
+    pub toolbox: Arc<Toolbox>,
+    /// Where events go.
+    pub sink: Arc<dyn Sink>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Compiled graphs.
+    pub graphs: Graphs,
+    /// How text is cut into events.
+    pub tokens: TokenConfig,
+    /// How model calls are tried again.
+    pub retry: retry::Policy,
+    /// Longest a job may run when it does not say.
+    pub job_timeout: Duration,
+    /// Runs what must not be cancelled with its caller.
+    pub tracker: TaskTracker,
+}
+
+/// One attempt of a job under a claim.
+pub struct Attempt {
+    pub(crate) ports: Arc<Ports>,
+    /// The claim it runs under.
+    pub claim: Claim,
+    /// The job.
+    pub job: Job,
+    /// Tells it to stop.
+    pub stop: Stop,
+    /// Emits the events of the claim.
+    pub emitter: Arc<Emitter>,
+}
+
+/// What every part of a running attempt sees.
+struct Running {
+    attempt: Attempt,
+    scope: Scope,
+    reached: Mutex<Reached>,
+    /// There once the run has something to commit.
+    committer: OnceLock<Committer>,
+}
+
+impl Attempt {
+    /// An attempt that has not started.
+    pub fn new(ports: Arc<Ports>, claim: Claim, job: Job, stop: Stop) -> Self {
+        let claimed = Claimed {
+            thread_id: claim.thread_id.clone(),
+            job_id: claim.job_id.clone(),
+            epoch: claim.epoch,
+            attempt: claim.attempt,
+        };
+        let emitter = Emitter::new(ports.sink.clone(), ports.clock.clone(), claimed, ports.tokens);
+        Self { ports, claim, job, stop, emitter: Arc::new(emitter) }
+    }
+
+    /// Emits the first event of the claim.
+    pub fn tell_start(&self, resumed_from: Option<&CheckpointId>) {
+        let ns = Namespace::root();
+        let data = json!({ "attempt": self.claim.attempt, "resumed_from": resumed_from });
+        self.emitter.emit(EventType::AttemptStart, Origin { node: "", ns: &ns }, data);
+    }
+}
+
+/// Emits the last events of a job: `error` (of a failed one) and `end`.
+pub fn tell_end(emitter: &Emitter, status: &str, error: Option<&Failure>, final_result: &Json) {
+    let ns = Namespace::root();
+    if let Some(error) = error {
+        let origin = Origin { node: error.node.as_deref().unwrap_or_default(), ns: &ns };
+        emitter.emit(EventType::Error, origin, json!({ "error": error }));
+    }
+    let data = json!({ "status": status, "final_result": final_result });
+    emitter.emit(EventType::End, Origin { node: "", ns: &ns }, data);
+}
+
+/// Tokens by `provider:model`.
+pub type UsageByModel = BTreeMap<String, Usage>;
+
+/// Runs the attempt to its end; also says what it spent. The caller makes the outcome durable, then calls
+/// [`tell_end`].
+pub async fn run(attempt: Attempt) -> (Result<Report, Error>, UsageByModel) {
+    let running = prepare(attempt);
+    let time_left = running.attempt.claim.time_left;
+    let stop = running.attempt.stop.clone();
+    let result = tokio::select! {
+        biased;
+        reason = stop.told() => running.stopped(reason).await,
+        result = Box::pin(start::run(&running)) => result,
+        () = tokio::time::sleep(time_left) => running.timed_out().await,
+    };
+    (result, running.scope.spending.by_model())
+}
+
+fn prepare(attempt: Attempt) -> Running {
+    let budget = Budget { max_tokens: attempt.job.config.budget.and_then(|budget| budget.max_tokens) };
+    let scope = Scope {
+        models: attempt.ports.models.clone(),
+        emitter: attempt.emitter.clone(),
+        spending: Spending::new(budget),
+        retry: attempt.ports.retry,
+        clock: attempt.ports.clock.clone(),
+        thread_id: attempt.claim.thread_id.clone(),
+    };
+    Running { attempt, scope, reached: Mutex::default(), committer: OnceLock::new() }
+}
+
+/// How far the root graph has got.
+#[derive(Clone, Debug, Default)]
+struct Reached {
+    steps: u64,
+    checkpoint_id: Option<CheckpointId>,
+}
+
+impl Running {
+    fn reach(&self, steps: u64, checkpoint_id: &CheckpointId) {
+        let reached = Reached { steps, checkpoint_id: Some(checkpoint_id.clone()) };
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = reached;
+    }
+
+    async fn stopped(&self, reason: Reason) -> Result<Report, Error> {
+        if reason == Reason::Drain {
+            // What is not stored by then is done again elsewhere.
+            let _ = self.save().await;
+        }
+        Err(Error::Stopped(reason))
+    }
+
+    async fn timed_out(&self) -> Result<Report, Error> {
+        self.save().await?;
+        let limit = self.attempt.job.config.timeout().unwrap_or(self.attempt.ports.job_timeout);
+        let message = format!("the job took longer than {} s", limit.as_secs_f64());
+        let failure = Failure { code: code::JOB_TIMEOUT.into(), message, node: None, retryable: true };
+        let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let checkpoint_id = reached.checkpoint_id.map(|id| id.to_string());
+        Ok(Report { outcome: Outcome::Failed(failure), steps: reached.steps, checkpoint_id })
+    }
+
+    /// Makes durable what a run that is cut off has reached but not stored.
+    async fn save(&self) -> Result<(), Error> {
+        match self.committer.get() {
+            None => Ok(()),
+            Some(committer) => committer.finish(Vec::new()).await,
+        }
+    }
+}
+
+/// Codes of failures that a run itself decides on.
+pub mod code {
+    /// The request is wrong.
+    pub const BAD_REQUEST: &str = "BAD_REQUEST";
+    /// The definition has mistakes.
+    pub const DEFINITION_INVALID: &str = "DEFINITION_INVALID";
+    /// No such stored definition.
+    pub const AGENT_NOT_FOUND: &str = "AGENT_NOT_FOUND";
+    /// No such checkpoint on the thread.
+    pub const CHECKPOINT_NOT_FOUND: &str = "CHECKPOINT_NOT_FOUND";
+    /// The command resumes, but nothing waits for an answer.
+    pub const NOTHING_TO_RESUME: &str = "NOTHING_TO_RESUME";
+    /// The run needs more supersteps than it may have.
+    pub const RECURSION_LIMIT: &str = "RECURSION_LIMIT";
+    /// A conditional edge could not be decided.
+    pub const CONDITION_FAILED: &str = "CONDITION_FAILED";
+    /// The job took too long.
+    pub const JOB_TIMEOUT: &str = "JOB_TIMEOUT";
+    /// A part of this program broke its own rules; the process lives on.
+    pub const INTERNAL: &str = "INTERNAL";
+}
+
+/// A failure of the whole run, which a new job with the same request would meet again.
+fn failure(code: &str, message: impl Into<String>) -> Failure {
+    Failure { code: code.into(), message: message.into(), node: None, retryable: false }
+}
+
+/// What the state gives back at the end: the output channels if there are any, else the last AI message,
+/// else every channel but the built-in ones.
+fn output(graph: &crate::graph::CompiledGraph, state: &State) -> Output {
+    let files = state.get("files").filter(|files| files.as_map().is_some_and(|files| !files.is_empty()));
+    let last_answer = || {
+        let messages = state.get("messages")?;
+        let is_ai = |message: &&Arc<crate::value::Message>| message.type_name() == "ai";
+        let answer = messages.messages().rfind(is_ai)?.content.text();
+        Some(Json::String(answer.to_string()))
+    };
+    let channels = |names: &mut dyn Iterator<Item = &crate::value::Name>| {
+        let pairs = names.filter_map(|name| Some((name.to_string(), state.get(name)?.to_json())));
+        Json::Object(pairs.collect())
+    };
+    let is_builtin = |name: &str| matches!(name, "messages" | "files" | "todos");
+    let output = if graph.output.is_empty() {
+        last_answer().unwrap_or_else(|| channels(&mut graph.channels.keys().filter(|name| !is_builtin(name))))
+    } else {
+        channels(&mut graph.output.iter())
+    };
+    Output { output, files: files.map(crate::value::Value::to_json) }
+}
+
+/// Why a job has no graph to run.
+fn graph_of(running: &Running) -> Result<Arc<Prepared>, Failure> {
+    let ports = &running.attempt.ports;
+    match &running.attempt.job.task {
+        Task::Inline(definition) => ports.graphs.prepare(definition.get().as_bytes(), &ports.toolbox),
+        Task::Stored(name) => {
+            Err(failure(code::AGENT_NOT_FOUND, format!("no definition is stored under {name:?}")))
+        }
+        Task::Invalid(problems) => Err(failure(code::BAD_REQUEST, problems.join("; "))),
+    }
+}
+
+impl From<pregel::Error> for Failure {
+    fn from(error: pregel::Error) -> Self {
+        failure(error.code(), error.to_string())
+    }
+}

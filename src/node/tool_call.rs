@@ -1,0 +1,178 @@
+//! One tool call: checked, announced, run, and answered to the model whatever happens.
+
+use std::{sync::Arc, time::Instant};
+
+use serde::Serialize;
+use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
+
+use super::{Error, Scope, TaskView, tool_set::TASK};
+use crate::{
+    graph::{NodeKind, ToolsNode},
+    ids,
+    pregel::Write,
+    stream::EventType,
+    telemetry::{label, metric},
+    tool::{self, Answer},
+    value::{InvalidToolCall, Message, Role, ToolCall, ToolStatus, Value},
+};
+
+/// Characters of an idempotency key: 160 bits in hex, short enough for any provider's header limit.
+const KEY_CHARS: usize = 40;
+
+/// What a tool task was sent.
+#[derive(Clone, Debug)]
+pub enum Asked {
+    /// A call to run.
+    Call(ToolCall),
+    /// A call to delegate to the sub-agent `subagent_type`.
+    Task {
+        /// The call.
+        call: ToolCall,
+        /// The sub-agent.
+        subagent_type: Arc<str>,
+        /// What it shall do.
+        description: Arc<str>,
+    },
+    /// A call that cannot be run, with the answer that says why.
+    Refused(ToolCall, Answer),
+}
+
+impl Asked {
+    /// The call, whatever becomes of it.
+    pub fn call(&self) -> &ToolCall {
+        match self {
+            Self::Call(call) | Self::Task { call, .. } | Self::Refused(call, _) => call,
+        }
+    }
+}
+
+/// The argument of the send that schedules `call`.
+pub(super) fn argument(call: &ToolCall) -> Value {
+    Value::map([("tool_call", call.to_value())])
+}
+
+/// The argument of the send that answers a call whose arguments cannot be read.
+pub(super) fn invalid_argument(call: &InvalidToolCall) -> Value {
+    Value::map([("invalid_tool_call", call.to_value())])
+}
+
+/// Reads what the task was sent, and decides whether it can be run.
+pub fn asked(task: TaskView<'_>, argument: &Value) -> Result<Asked, Error> {
+    let NodeKind::Tools(node) = &task.node.kind else { return Err(Error::Call) };
+    let sent = argument.as_map().ok_or(Error::Call)?;
+    if let Some(invalid) = sent.get("invalid_tool_call").and_then(InvalidToolCall::from_value) {
+        let reason = format!("the arguments are not a JSON object: {}", invalid.error);
+        let call = ToolCall { id: invalid.id, name: invalid.name, args: crate::value::Map::new() };
+        return Ok(Asked::Refused(call, tool::Error::Arguments(reason).into()));
+    }
+    let call = sent.get("tool_call").and_then(ToolCall::from_value).ok_or(Error::Call)?;
+    Ok(decide(task, node, call))
+}
+
+fn decide(task: TaskView<'_>, node: &ToolsNode, call: ToolCall) -> Asked {
+    if !node.tools.contains(&call.name) {
+        let known = node.tools.iter().map(ToString::to_string).collect();
+        let unknown = tool::Error::Unknown { name: call.name.to_string(), known };
+        return Asked::Refused(call, unknown.into());
+    }
+    let (spec, is_task) = match task.tools.get(&call.name) {
+        Some(tool) => (tool.spec().clone(), false),
+        None if &*call.name == TASK => (super::tool_set::task_spec(task.graph), true),
+        None => return Asked::Refused(call, Answer::error("the tool is not available")),
+    };
+    if is_task {
+        return delegation(task, call);
+    }
+    match tool::validate_args(&spec, &call.args) {
+        Ok(()) => Asked::Call(call),
+        Err(problems) => Asked::Refused(call, tool::Error::Arguments(problems).into()),
+    }
+}
+
+fn delegation(task: TaskView<'_>, call: ToolCall) -> Asked {
+    let text = |key: &str| call.args.get(key).and_then(Value::as_str).map(Arc::from);
+    let (Some(description), Some(subagent_type)) = (text("description"), text("subagent_type")) else {
+        let missing = tool::Error::Arguments("task needs the texts description and subagent_type".into());
+        return Asked::Refused(call, missing.into());
+    };
+    let subagent_type: Arc<str> = subagent_type;
+    if !task.graph.subagents.contains_key(&subagent_type) {
+        let known: Vec<_> = task.graph.subagents.keys().map(|name| &**name).collect();
+        let reason = format!("unknown subagent_type {subagent_type:?}; the types are: {}", known.join(", "));
+        return Asked::Refused(call, tool::Error::Arguments(reason).into());
+    }
+    Asked::Task { call, subagent_type, description }
+}
+
+/// Announces the call.
+pub fn start(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> Instant {
+    #[derive(Serialize)]
+    struct Start<'a> {
+        tool_name: &'a str,
+        tool_input: Json,
+        tool_call_id: &'a str,
+    }
+    let tool_input = Value::Map(Arc::new(call.args.clone())).to_json();
+    let data = Start { tool_name: &call.name, tool_input, tool_call_id: &call.id };
+    scope.emitter.emit(EventType::ToolStart, task.origin(), data);
+    Instant::now()
+}
+
+/// Runs the call.
+pub async fn run(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> Answer {
+    let Some(tool) = task.tools.get(&call.name) else { return Answer::error("the tool is not available") };
+    let key = idempotency_key(scope, task, call);
+    let now = scope.clock.now();
+    let call = tool::Call { id: &call.id, args: &call.args, state: task.state, now, idempotency_key: &key };
+    tool.call(call).await
+}
+
+/// Reports the answer, and turns it into the task's writes.
+pub fn finish(
+    scope: &Scope,
+    task: TaskView<'_>,
+    call: &ToolCall,
+    started: Instant,
+    answer: Answer,
+) -> Vec<Write> {
+    #[derive(Serialize)]
+    struct End<'a> {
+        tool_name: &'a str,
+        tool_output: &'a str,
+        tool_call_id: &'a str,
+        status: &'static str,
+        duration_ms: u128,
+    }
+    let status = answer.status.as_str();
+    let data = End {
+        tool_name: &call.name,
+        tool_output: &answer.content,
+        tool_call_id: &call.id,
+        status,
+        duration_ms: started.elapsed().as_millis(),
+    };
+    scope.emitter.emit(EventType::ToolEnd, task.origin(), data);
+    // A name the model made up is not a label value: it is unbounded.
+    let known = task.tools.get(&call.name).is_some() || &*call.name == TASK;
+    let label = if known { label::TOOL.value(&call.name) } else { "unknown".to_owned() };
+    metrics::counter!(metric::TOOL_CALLS, "tool" => label, "status" => status).increment(1);
+    let message = answer_message(task, call, answer.status, answer.content);
+    let mut writes = vec![Write::new("messages", Value::list(vec![message.into()]))];
+    writes.extend(answer.writes.into_iter().map(|(channel, value)| Write { channel, value }));
+    writes
+}
+
+/// The id is made from the task, so that an answer given again replaces the first.
+fn answer_message(task: TaskView<'_>, call: &ToolCall, status: ToolStatus, content: String) -> Message {
+    let id = ids::dashed(ids::digest(&[task.id.as_str().as_bytes(), b"answer"]));
+    let role = Role::Tool { tool_call_id: call.id.clone(), status, artifact: Value::Null };
+    Message { name: Some(call.name.clone()), ..Message::new(id, role, content) }
+}
+
+/// The same on every attempt: task ids follow from the checkpoint the task starts from.
+fn idempotency_key(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> String {
+    let parts = [scope.thread_id.as_str(), task.ns.as_str(), task.id.as_str(), &call.id];
+    let digest = Sha256::digest(parts.join("|"));
+    digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()[..KEY_CHARS].to_owned()
+}

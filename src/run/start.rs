@@ -1,0 +1,275 @@
+//! Where a run starts: new input on a thread, an older checkpoint, a command, or its own last checkpoint.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::{Map as JsonMap, Value as Json};
+
+use super::{
+    Error, Outcome, Report, Running, code, command,
+    committer::{Committer, Step},
+    failure, graph_of, output,
+    superstep::{Ended, Frame, Position, run_graph},
+};
+use crate::{
+    graph::CompiledGraph,
+    ids::{CheckpointId, Epoch, Namespace},
+    job::Failure,
+    pregel::{self, Checkpoint, Metadata, PendingWrite, Source, Stamp, Task, TaskInput, Write},
+    store::{Put, Saved, TaskWrites},
+    value::{Map, Name, Usage, Value},
+};
+
+/// Metadata key: supersteps the job has made in its graph, so that a crash does not give it more.
+pub(super) const JOB_STEP: &str = "job_step";
+
+/// Metadata key: tokens the job has taken so far, by `provider:model`.
+const USAGE: &str = "usage";
+
+/// Runs the attempt's graph.
+pub(super) async fn run(running: &Running) -> Result<Report, Error> {
+    let root = Namespace::root();
+    let claim = &running.attempt.claim;
+    let newest = running.attempt.ports.store.load(&claim.thread_id, &root, None).await?;
+    let resumed_from =
+        newest.as_ref().filter(|saved| is_own(running, saved)).map(|saved| saved.checkpoint.id.clone());
+    running.attempt.tell_start(resumed_from.as_ref());
+
+    let prepared = match graph_of(running) {
+        Ok(prepared) => prepared,
+        Err(failed) => return Ok(failed_before_start(failed)),
+    };
+    let head = newest.as_ref().map(|saved| saved.checkpoint.id.clone());
+    let committer = running.committer.get_or_init(|| Committer::new(&running.attempt, head));
+    let frame = Frame {
+        limit: running.attempt.job.config.recursion_limit.unwrap_or(prepared.graph.recursion_limit),
+        graph: prepared.graph.clone(),
+        tools: prepared.tools.clone(),
+        ns: root,
+        parents: BTreeMap::new(),
+    };
+    match enter(running, &frame, committer, newest).await? {
+        Ok(position) => to_the_end(running, &frame, committer, position).await,
+        Err(failed) => Ok(failed_before_start(failed)),
+    }
+}
+
+fn failed_before_start(failed: Failure) -> Report {
+    Report { outcome: Outcome::Failed(failed), steps: 0, checkpoint_id: None }
+}
+
+async fn to_the_end(
+    running: &Running,
+    frame: &Frame,
+    committer: &Committer,
+    position: Position,
+) -> Result<Report, Error> {
+    let ended = run_graph(running, committer, frame, position).await?;
+    committer.finish(ended.unfinished).await?;
+    let outcome = match ended.how {
+        Ended::Done(state) => Outcome::Completed(output(&frame.graph, &state)),
+        Ended::Failed(failed) => Outcome::Failed(failed),
+    };
+    Ok(Report { outcome, steps: ended.steps, checkpoint_id: Some(ended.checkpoint_id.to_string()) })
+}
+
+/// Whether the checkpoint was made by this job: then its input is in it.
+fn is_own(running: &Running, saved: &Saved) -> bool {
+    let job_id = saved.metadata.extra.get("job_id").and_then(Json::as_str);
+    job_id == Some(running.attempt.claim.job_id.as_str())
+}
+
+/// What earlier attempts have spent counts too.
+fn restore_spending(running: &Running, own: &Saved) {
+    let stored = own.metadata.extra.get(USAGE).and_then(Json::as_object).into_iter().flatten();
+    for (model, usage) in stored {
+        if let Some(usage) = Value::from(usage.clone()).as_map() {
+            running.scope.spending.add(model.clone(), &Usage::from_map(usage));
+        }
+    }
+}
+
+/// Finds the checkpoint the run starts from, and makes the job's input part of the thread.
+async fn enter(
+    running: &Running,
+    frame: &Frame,
+    committer: &Committer,
+    newest: Option<Saved>,
+) -> Result<Result<Position, Failure>, Error> {
+    let job = &running.attempt.job;
+    if let Some(own) = newest.clone().filter(|saved| is_own(running, saved)) {
+        restore_spending(running, &own);
+        return Ok(Ok(Position::resumed(own)));
+    }
+    let base = match &job.checkpoint_id {
+        None => newest.clone(),
+        Some(id) => {
+            let claim = &running.attempt.claim;
+            let older =
+                running.attempt.ports.store.load(&claim.thread_id, &Namespace::root(), Some(id)).await?;
+            if older.is_none() {
+                let message = format!("thread {} has no checkpoint {id}", claim.thread_id);
+                return Ok(Err(failure(code::CHECKPOINT_NOT_FOUND, message)));
+            }
+            older
+        }
+    };
+    let floor = newest.as_ref().map(|saved| &saved.checkpoint.id);
+    let stamps = Stamps { running, floor: floor.cloned() };
+    let arrival = match &job.command {
+        Some(command) => command::arrive(frame, command, base, stamps),
+        None => arrive_with_input(running, frame, base.as_ref(), stamps),
+    };
+    let Arrival { position, step } = match arrival {
+        Ok(arrival) => arrival,
+        Err(failed) => return Ok(Err(failed)),
+    };
+    if !step.is_empty() {
+        committer.step(step).await?;
+    }
+    Ok(Ok(position))
+}
+
+/// The input as a value; channels the graph does not have are left out. Input that names no channel of the
+/// graph at all is a mistake, most likely in a name.
+fn input_value(running: &Running, graph: &CompiledGraph) -> Result<Map, Failure> {
+    let input = running.attempt.job.input.clone().unwrap_or_default();
+    let (known, unknown): (Vec<_>, Vec<_>) =
+        input.into_iter().partition(|(channel, _)| graph.channels.contains_key(channel.as_str()));
+    let names = || unknown.iter().map(|(channel, _)| channel.as_str()).collect::<Vec<_>>().join(", ");
+    if known.is_empty() && !unknown.is_empty() {
+        let channels = graph.channels.keys().map(|name| &**name).collect::<Vec<_>>().join(", ");
+        let message = format!("/input: no channel of the graph is named {}; it has {channels}", names());
+        return Err(failure(code::BAD_REQUEST, message));
+    }
+    if !unknown.is_empty() {
+        tracing::warn!(channels = %names(), "input names channels the graph does not have");
+    }
+    Ok(known.into_iter().map(|(channel, value)| (Name::from(channel), Value::from(value))).collect())
+}
+
+/// A job's input on its thread. Values that their channels cannot take are a mistake of the request.
+fn arrive_with_input(
+    running: &Running,
+    frame: &Frame,
+    base: Option<&Saved>,
+    stamps: Stamps<'_>,
+) -> Result<Arrival, Failure> {
+    let input = input_value(running, &frame.graph)?;
+    arrive(frame, base, input, stamps).map_err(|failed| match failed.code.as_str() {
+        "STATE_UNFOLDABLE" => failure(code::BAD_REQUEST, format!("/input: {}", failed.message)),
+        _ => failed,
+    })
+}
+
+/// Makes the ids and times of checkpoints.
+pub(super) struct Stamps<'a> {
+    pub(super) running: &'a Running,
+    /// The greatest id there is; every new one sorts above it.
+    pub(super) floor: Option<CheckpointId>,
+}
+
+impl Stamps<'_> {
+    pub(super) fn next(&mut self, step: i64) -> Stamp {
+        let now = self.running.attempt.ports.clock.now();
+        let id = CheckpointId::next(self.floor.as_ref(), now, step, fastrand::u64(..));
+        self.floor = Some(id.clone());
+        Stamp { id, ts: now.isoformat(), epoch: self.running.attempt.claim.epoch }
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.running.attempt.claim.epoch
+    }
+
+    pub(super) fn metadata(
+        &self,
+        source: Source,
+        (step, job_step): (i64, u64),
+        parents: &BTreeMap<String, CheckpointId>,
+    ) -> Metadata {
+        let attempt = &self.running.attempt;
+        let mut extra: JsonMap<String, Json> = attempt.job.config.metadata.clone();
+        extra.insert("job_id".into(), attempt.claim.job_id.as_str().into());
+        extra.insert("executor_epoch".into(), attempt.claim.epoch.0.into());
+        extra.insert("attempt".into(), attempt.claim.attempt.into());
+        extra.insert(JOB_STEP.into(), job_step.into());
+        let spent = self.running.scope.spending.by_model();
+        if !spent.is_empty() {
+            let usage = spent
+                .into_iter()
+                .map(|(model, usage)| (model, Value::Map(Arc::new(usage.to_map())).to_json()));
+            extra.insert(USAGE.into(), Json::Object(usage.collect()));
+        }
+        Metadata { source, step, parents: parents.clone(), extra }
+    }
+}
+
+/// Input that has become part of a thread: where the run starts, and what must be stored first.
+pub(super) struct Arrival {
+    pub(super) position: Position,
+    pub(super) step: Step,
+}
+
+/// Turns input into the input checkpoint and the checkpoint after its first, trivial superstep.
+/// Both are stored together: between them nothing happens that could be lost.
+pub(super) fn arrive(
+    frame: &Frame,
+    base: Option<&Saved>,
+    input: Map,
+    mut stamps: Stamps<'_>,
+) -> Result<Arrival, Failure> {
+    let Frame { graph, ns, parents, .. } = frame;
+    let empty = Checkpoint::empty();
+    let (before, step) = base.map_or((&empty, -2), |saved| (&saved.checkpoint, saved.metadata.step));
+    let value = Value::Map(Arc::new(input.clone()));
+    let entered = pregel::accept_input(graph, ns, (before, step), value, stamps.next(step + 1))?;
+    let writes = start_writes(graph, &input)?;
+    let task = pregel::plan(graph, ns, &entered.checkpoint, step + 2)
+        .into_iter()
+        .find(|task| matches!(task.input, TaskInput::Start(_)))
+        .ok_or_else(|| failure(code::INTERNAL, "the input checkpoint plans no first task"))?;
+    let stored = pending(&task, &writes);
+    let tasks = [pregel::TaskWrites { task, writes }];
+    let started = pregel::apply(graph, &entered.checkpoint, &tasks, stamps.next(step + 2))?;
+
+    let entered_id = entered.checkpoint.id.clone();
+    let put = |applied: &pregel::Applied, source, step, parent| Put {
+        ns: ns.clone(),
+        checkpoint: Arc::new(applied.checkpoint.clone()),
+        metadata: stamps.metadata(source, (step, 0), parents),
+        parent,
+        changed: applied.changed.clone(),
+    };
+    let puts = vec![
+        put(&entered, Source::Input, step + 1, base.map(|saved| saved.checkpoint.id.clone())),
+        put(&started, Source::Loop, step + 2, Some(entered_id.clone())),
+    ];
+    let writes = vec![TaskWrites { ns: ns.clone(), checkpoint_id: entered_id, writes: stored }];
+    let position = Position {
+        checkpoint: puts[1].checkpoint.clone(),
+        step: step + 2,
+        job_step: 0,
+        pending: Vec::new(),
+        carried: Vec::new(),
+    };
+    Ok(Arrival { position, step: Step { puts, writes } })
+}
+
+fn start_writes(graph: &CompiledGraph, input: &Map) -> Result<Vec<Write>, Failure> {
+    let state_writes = pregel::start_writes(input, &[]);
+    let defaults = pregel::view(graph, &Checkpoint::empty());
+    let state = pregel::fold(graph, &defaults, &state_writes)?;
+    let routes = super::task::route(&graph.start, pregel::START, &state)?;
+    Ok(state_writes.into_iter().chain(routes).collect())
+}
+
+/// The writes of a finished task as they are stored.
+pub(super) fn pending(task: &Task, writes: &[Write]) -> Vec<PendingWrite> {
+    let stored = |(idx, write): (usize, &Write)| PendingWrite {
+        task_id: task.id.clone(),
+        task_path: task.path.clone(),
+        idx: i32::try_from(idx).unwrap_or(i32::MAX),
+        channel: write.channel.clone(),
+        value: write.value.clone(),
+    };
+    writes.iter().enumerate().map(stored).collect()
+}
