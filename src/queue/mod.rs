@@ -1,5 +1,6 @@
 //! Port of the message broker: deliveries in, settlements, results and dead letters out.
 
+pub mod k_sink;
 pub mod memory;
 pub mod nats;
 
@@ -49,7 +50,7 @@ pub struct Delivery {
     pub stream_seq: u64,
     /// Its subject.
     pub subject: String,
-    /// Its headers, in order, as they came.
+    /// Its headers as they came, sorted by name; repeated ones keep their order.
     pub headers: Vec<(String, String)>,
     /// Its payload.
     pub payload: Bytes,
@@ -80,9 +81,12 @@ pub enum Settlement {
 #[async_trait]
 pub trait Queue: Send + Sync {
     /// The next messages: at least one if any come within about a second, at most `max`.
+    ///
+    /// Let the future end: of a dropped one, messages may be under way that wait for their redelivery then.
+    /// An error may come at once; pause before the next call.
     async fn next(&self, max: usize) -> Result<Vec<Delivery>, Error>;
 
-    /// Settles a delivery; acks and terms are confirmed by the broker.
+    /// Settles a delivery; returns once the broker has confirmed it. Takes seconds when the broker is away.
     async fn settle(&self, receipt: &Receipt, settlement: Settlement) -> Result<(), Error>;
 
     /// Tells the broker that these deliveries are still being worked on.
@@ -111,4 +115,11 @@ pub struct Submission {
     pub headers: Vec<(String, String)>,
     /// The payload.
     pub payload: Bytes,
+}
+
+/// An HTTP door that gets every result as well.
+#[async_trait]
+pub trait ResultSink: Send + Sync {
+    /// Delivers a structured CloudEvent, trying again for a while; what stays undelivered is logged.
+    async fn deliver(&self, event: Bytes);
 }
