@@ -1,0 +1,158 @@
+//! Signs of life: to the queue for held messages, to the store for claimed threads. One task per process.
+//!
+//! **Invariant:** a claim the store no longer knows is told to stop before the queue hears of its message again.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::Worker;
+use crate::{
+    ids::{Epoch, ThreadId},
+    queue::Receipt,
+    run::{Reason, Stop},
+    store::Claim,
+    telemetry::metric,
+};
+
+/// Held messages and owned claims.
+#[derive(Default)]
+pub(super) struct Keepalive {
+    held: Arc<Mutex<HashSet<Receipt>>>,
+    claims: Claims,
+}
+
+/// Owned claims. One that is ending has no stop: nobody needs to hear that it is over.
+type Claims = Arc<Mutex<HashMap<(ThreadId, Epoch), Option<Stop>>>>;
+
+/// A message that is kept alive until this is dropped.
+pub(super) struct Held {
+    receipt: Receipt,
+    held: Arc<Mutex<HashSet<Receipt>>>,
+}
+
+/// A claim that is renewed until this is dropped, from the moment the store granted it.
+pub(super) struct Owned {
+    pub(super) claim: Claim,
+    /// Tells whoever runs it to stop.
+    pub(super) stop: Stop,
+    claims: Claims,
+}
+
+impl Keepalive {
+    pub(super) fn hold(&self, receipt: &Receipt) -> Held {
+        lock(&self.held).insert(receipt.clone());
+        Held { receipt: receipt.clone(), held: self.held.clone() }
+    }
+
+    pub(super) fn own(&self, claim: Claim) -> Owned {
+        let stop = Stop::default();
+        lock(&self.claims).insert((claim.thread_id.clone(), claim.epoch), Some(stop.clone()));
+        metrics::gauge!(metric::IN_FLIGHT).increment(1.0);
+        Owned { claim, stop, claims: self.claims.clone() }
+    }
+
+    /// The epoch under which this process owns the thread.
+    pub(super) fn owned(&self, thread_id: &ThreadId) -> Option<Epoch> {
+        let claims = lock(&self.claims);
+        claims.keys().filter(|(owned, _)| owned == thread_id).map(|(_, epoch)| *epoch).max()
+    }
+
+    /// Claims that are owned.
+    pub(super) fn running(&self) -> usize {
+        lock(&self.claims).len()
+    }
+
+    /// Tells every run to stop because the process ends.
+    pub(super) fn stop_all(&self) {
+        for stop in lock(&self.claims).values().flatten() {
+            stop.because(Reason::Drain);
+        }
+    }
+
+    fn receipts(&self) -> Vec<Receipt> {
+        lock(&self.held).iter().cloned().collect()
+    }
+
+    fn claims(&self) -> Vec<(ThreadId, Epoch)> {
+        lock(&self.claims).keys().cloned().collect()
+    }
+
+    /// Stops the runs of `asked` that the store did not renew.
+    fn stop_lost(&self, asked: &[(ThreadId, Epoch)], renewed: &[(ThreadId, Epoch)]) {
+        let renewed: HashSet<_> = renewed.iter().collect();
+        let claims = lock(&self.claims);
+        for lost in asked.iter().filter(|claim| !renewed.contains(claim)) {
+            if let Some(Some(stop)) = claims.get(lost) {
+                tracing::warn!(thread_id = %lost.0, epoch = lost.1.0, "the thread was claimed by somebody else");
+                stop.because(Reason::Fenced);
+            }
+        }
+    }
+}
+
+impl Owned {
+    /// The claim is about to end: it is still renewed, but losing it is no news.
+    pub(super) fn ends(&self) {
+        if let Some(stop) = lock(&self.claims).get_mut(&self.key()) {
+            *stop = None;
+        }
+    }
+
+    fn key(&self) -> (ThreadId, Epoch) {
+        (self.claim.thread_id.clone(), self.claim.epoch)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        lock(&self.held).remove(&self.receipt);
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        lock(&self.claims).remove(&self.key());
+        metrics::gauge!(metric::IN_FLIGHT).decrement(1.0);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Renews claims until `end`. Apart from [`report_progress`], so that a database that hangs does not let
+/// messages be delivered again.
+pub(super) async fn renew_claims(worker: Arc<Worker>, end: CancellationToken) {
+    let mut due = interval(worker.config.renew_every);
+    while end.run_until_cancelled(due.tick()).await.is_some() {
+        let asked = worker.keepalive.claims();
+        if asked.is_empty() {
+            continue;
+        }
+        match worker.ports.store.renew(&asked).await {
+            Ok(renewed) => worker.keepalive.stop_lost(&asked, &renewed),
+            // The claims stay ours while their epochs stand; commits are fenced whatever the lease says.
+            Err(error) => tracing::warn!(code = error.code(), %error, "leases could not be renewed"),
+        }
+    }
+}
+
+/// Tells the broker of held messages until `end`.
+pub(super) async fn report_progress(worker: Arc<Worker>, end: CancellationToken) {
+    let mut due = interval(worker.config.progress_every);
+    while end.run_until_cancelled(due.tick()).await.is_some() {
+        worker.queue.progress(&worker.keepalive.receipts()).await;
+    }
+}
+
+fn interval(period: Duration) -> tokio::time::Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}

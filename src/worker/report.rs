@@ -1,0 +1,127 @@
+//! What an ended job looks like to the store, to readers of the stream and to consumers of results.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use serde_json::{Value as Json, json};
+
+use super::Worker;
+use crate::{
+    job::{Failure, Job, ResultEvent, Stamp, Totals, encode_result, with_dataref},
+    run::{Outcome, Report},
+    store::{Claim, JobState, StoredResult},
+    value::Usage,
+};
+
+/// Code of a job that was given up because its attempts ended with their process.
+pub(super) const POISON: &str = "POISON";
+
+/// A result on its way to the outbox.
+pub(super) struct Encoded {
+    pub(super) stored: StoredResult,
+    /// The full event, when the stored one only refers to it.
+    pub(super) body: Option<Bytes>,
+}
+
+pub(super) fn totals(
+    claim: &Claim,
+    report: &Report,
+    usage_by_model: BTreeMap<String, Usage>,
+    elapsed: Duration,
+) -> Totals {
+    Totals {
+        usage_by_model,
+        cost_usd: 0.0,
+        duration_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+        steps: report.steps,
+        attempts: claim.attempt,
+        checkpoint_id: report.checkpoint_id.clone(),
+    }
+}
+
+pub(super) fn result(worker: &Worker, job: &Job, report: &Report, numbers: &Totals) -> Encoded {
+    let event = match &report.outcome {
+        Outcome::Completed(output) => {
+            ResultEvent::Completed { output: output.output.clone(), files: output.files.clone() }
+        }
+        Outcome::Interrupted(interrupts) => {
+            ResultEvent::Interrupted { interrupts: interrupts.clone(), count: 1 }
+        }
+        Outcome::Failed(failure) => ResultEvent::Failed(failure.clone()),
+    };
+    let stamp = Stamp { ended_at: worker.ports.clock.now(), config: &worker.codec };
+    let whole = encode_result(job, &event, numbers, stamp);
+    let (encoded, body) = if whole.is_too_large() {
+        let url = format!("{}/jobs/{}/result", worker.public_url, url_path(job.job_id.as_str()));
+        (with_dataref(&whole, &url), Some(whole.event))
+    } else {
+        (whole, None)
+    };
+    let stored = StoredResult {
+        job_id: job.job_id.clone(),
+        event_id: encoded.event_id,
+        subject: encoded.subject,
+        event: encoded.event,
+    };
+    Encoded { stored, body }
+}
+
+/// A job id as one segment of a path.
+fn url_path(job_id: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    let encode =
+        |byte: u8| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+    job_id.bytes().map(encode).collect()
+}
+
+pub(super) fn state(outcome: &Outcome) -> JobState {
+    match outcome {
+        Outcome::Completed(_) | Outcome::Interrupted(_) => JobState::Succeeded,
+        Outcome::Failed(failure) if failure.code == POISON => JobState::Dead,
+        Outcome::Failed(_) => JobState::Failed,
+    }
+}
+
+pub(super) fn status(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Completed(_) => "completed",
+        Outcome::Interrupted(_) => "interrupted",
+        Outcome::Failed(_) => "failed",
+    }
+}
+
+pub(super) fn failure_of(outcome: &Outcome) -> Option<&Failure> {
+    match outcome {
+        Outcome::Failed(failure) => Some(failure),
+        Outcome::Completed(_) | Outcome::Interrupted(_) => None,
+    }
+}
+
+pub(super) fn error(outcome: &Outcome) -> Option<Json> {
+    failure_of(outcome).map(|failure| json!(failure))
+}
+
+/// `final_result` of the `end` event: the same object as `result` in the CloudEvent, null without one.
+pub(super) fn final_result(outcome: &Outcome) -> Json {
+    match outcome {
+        Outcome::Completed(output) => {
+            let mut result = json!({ "output": output.output, "status": "completed" });
+            if let Some(files) = &output.files {
+                result["files"] = files.clone();
+            }
+            result
+        }
+        Outcome::Interrupted(_) | Outcome::Failed(_) => Json::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn job_ids_are_safe_in_a_path() {
+        assert_eq!(url_path("job-1_a.b~c"), "job-1_a.b~c");
+        assert_eq!(url_path("a/b?c é"), "a%2Fb%3Fc%20%C3%A9");
+    }
+}
