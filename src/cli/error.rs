@@ -1,0 +1,190 @@
+//! How commands end: the exit code, and the one line that says what went wrong and what to do.
+
+use std::{io, process::ExitCode};
+
+use crate::{config, queue, store, stream::dragonfly, telemetry};
+
+/// How a command ended; scripts read it. Code 2 is wrong usage, which clap answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Exit {
+    /// Done; the job completed.
+    Success,
+    /// Something else went wrong.
+    Error,
+    /// The job failed.
+    Failed,
+    /// The job waits for a person.
+    Interrupted,
+    /// Somebody stopped the job.
+    Cancelled,
+}
+
+impl Exit {
+    /// The exit of the command that waited for a job with that status.
+    pub(super) fn of_status(status: &str) -> Self {
+        match status {
+            "completed" => Self::Success,
+            "failed" => Self::Failed,
+            "interrupted" => Self::Interrupted,
+            "cancelled" => Self::Cancelled,
+            _ => Self::Error,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Success => 0_u8,
+            Exit::Error => 1,
+            Exit::Failed => 3,
+            Exit::Interrupted => 4,
+            Exit::Cancelled => 5,
+        })
+    }
+}
+
+/// Why a command stopped.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// The settings cannot be used.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// Logs cannot be set up.
+    #[error(transparent)]
+    Telemetry(#[from] telemetry::Error),
+    /// The message broker.
+    #[error(transparent)]
+    Queue(#[from] queue::Error),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// `serve` ended.
+    #[error(transparent)]
+    App(anyhow::Error),
+    /// A file that cannot be read.
+    #[error("{path} cannot be read")]
+    File {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A request that no worker would run; every mistake has been printed.
+    #[error("{path} is not a valid request")]
+    Request {
+        /// The file.
+        path: String,
+    },
+    /// The server of live events.
+    #[error(transparent)]
+    Stream(#[from] dragonfly::Error),
+    /// No result came.
+    #[error("no result came within {0} s; the job may still run")]
+    NoResult(u64),
+    /// Standard output cannot be written.
+    #[error("standard output cannot be written")]
+    Output(#[from] io::Error),
+}
+
+impl Error {
+    /// Writes the error to standard error and says how to exit.
+    pub(super) fn report(&self) -> Exit {
+        if let Self::Output(error) = self
+            && error.kind() == io::ErrorKind::BrokenPipe
+        {
+            // Whoever read has read enough, as `head` does.
+            return Exit::Success;
+        }
+        eprintln!("error: {}", self.line());
+        if let Some(hint) = self.hint() {
+            eprintln!("hint: {hint}");
+        }
+        Exit::Error
+    }
+
+    /// The error with its causes and its code.
+    fn line(&self) -> String {
+        let text = match self {
+            Self::App(error) => format!("{error:#}"),
+            Self::Config(_)
+            | Self::Telemetry(_)
+            | Self::Queue(_)
+            | Self::Store(_)
+            | Self::File { .. }
+            | Self::Request { .. }
+            | Self::Stream(_)
+            | Self::NoResult(_)
+            | Self::Output(_) => causes(self),
+        };
+        self.code().map(|code| format!("[{code}] {text}")).unwrap_or(text)
+    }
+
+    fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::Config(error) => Some(error.code()),
+            Self::Telemetry(error) => Some(error.code()),
+            Self::Queue(error) => Some(error.code()),
+            Self::Store(error) => Some(error.code()),
+            Self::App(error) => code_within(error),
+            Self::File { .. } | Self::Output(_) => None,
+            Self::Request { .. } => Some("BAD_REQUEST"),
+            Self::Stream(error) => Some(error.code()),
+            Self::NoResult(_) => Some("NO_RESULT"),
+        }
+    }
+
+    fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Config(_) => {
+                Some("the README lists every setting; `agent-executor config` shows those that hold")
+            }
+            Self::Queue(queue::Error::Unavailable(_)) => {
+                Some("is the server at NATS_URL running? `--set NATS_URL=nats://host:4222` names another")
+            }
+            Self::Store(store::Error::Unavailable(_)) => {
+                Some("is the server at DATABASE_URL (or POSTGRES_HOST) running, and is the password right?")
+            }
+            Self::Stream(_) => {
+                Some("is the server at DRAGONFLY_URL (or DRAGONFLY_HOST) running? Jobs run without it")
+            }
+            Self::Request { .. } => {
+                Some("`agent-executor validate --schema` prints what a definition may hold")
+            }
+            Self::NoResult(_) => {
+                Some("`agent-executor tail THREAD` goes on watching; submitting again is safe")
+            }
+            Self::Queue(queue::Error::Refused(_) | queue::Error::Unusable { .. })
+            | Self::Store(_)
+            | Self::Telemetry(_)
+            | Self::App(_)
+            | Self::File { .. }
+            | Self::Output(_) => None,
+        }
+    }
+}
+
+/// The code of the first of our errors among the causes.
+fn code_within(error: &anyhow::Error) -> Option<&'static str> {
+    error.chain().find_map(|cause| {
+        let queue = cause.downcast_ref::<queue::Error>().map(queue::Error::code);
+        let store = || cause.downcast_ref::<store::Error>().map(store::Error::code);
+        queue.or_else(store)
+    })
+}
+
+/// Most causes in one line; longer chains are loops or noise.
+const MAX_CAUSES: usize = 8;
+
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = error.to_string();
+    for cause in std::iter::successors(error.source(), |&cause| cause.source()).take(MAX_CAUSES) {
+        let text = cause.to_string();
+        // Transparent errors show their cause as themselves.
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+    }
+    line
+}
