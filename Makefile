@@ -1,0 +1,42 @@
+# Bare `make` lists the targets. Everything a person or CI does with this repository starts here.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# In CI the lock file must already be right; at a desk cargo may update it.
+LOCKED := $(if $(CI),--locked,)
+# A real model for the demo, e.g. MODEL=openai:gpt-4o-mini (needs OPENAI_API_KEY). Empty: the scripted one.
+export MODEL
+# How many jobs `make bench` runs per row of its table.
+export JOBS
+
+.PHONY: help setup demo test check lint fmt bench
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## get what is missing (apt): nats-server, redis-server, PostgreSQL, python3-venv, jq
+	@scripts/setup.sh
+
+demo: setup ## run one deep-agent job on real throw-away servers (MODEL=openai:gpt-4o-mini for a real model)
+	@cargo build $(LOCKED) --quiet --bin agent-executor --example demo
+	@cargo run $(LOCKED) --quiet --example demo
+
+test: setup ## run every test, the live ones with real servers included
+	cargo test $(LOCKED) --no-fail-fast
+
+check: setup lint ## everything CI asks for: lint, docs, graph definitions, tests
+	RUSTDOCFLAGS="-D warnings" cargo doc $(LOCKED) --no-deps --document-private-items --quiet
+	cargo run $(LOCKED) --quiet --bin agent-executor -- validate graph-definitions/*.json
+	@scripts/deny.sh
+	cargo test $(LOCKED) --no-fail-fast
+
+lint: ## formatting and clippy, warnings are errors
+	cargo fmt --all -- --check
+	cargo clippy $(LOCKED) --all-targets -- -D warnings
+
+fmt: ## format the code
+	cargo fmt --all
+
+bench: setup ## jobs per second and latency on real servers, beside raw baselines (JOBS=n)
+	cargo bench $(LOCKED) --bench load
