@@ -1,0 +1,154 @@
+"""Reads a thread from Postgres the way Python programs do: with LangGraph's own PostgresSaver and nothing of ours.
+
+    interop.py setup DSN            LangGraph's own migrations (its tables, or nothing when they are there)
+    interop.py read DSN THREAD_ID   prints one JSON object, or fails with what is wrong
+
+What `read` prints:
+    {"graphs": {"<namespace>": [checkpoint, …]},      oldest first; "" is the thread's own graph
+     "stored_values": <n>, "encoded_otherwise": [...]}
+    checkpoint = {"id", "parent", "step", "source", "parents", "updated_channels", "channels": {name: value},
+                  "messages": [message, …], "writes": [{"task_id", "channel", "value"}]}
+    message    = {"class", "id", "name", "content", "tool_calls", "tool_call_id", "status", "usage"}
+
+It fails when the history of a graph is not one line, when ids do not grow, when a message is only half a message
+(the decoder builds such objects in silence), or when a stored value has a class that strict mode does not allow.
+`encoded_otherwise` names stored values that Python would have written in other bytes.
+"""
+
+import json
+import logging
+import os
+import sys
+
+os.environ["LANGGRAPH_STRICT_MSGPACK"] = "true"  # read at import: only LangGraph's own classes are built
+
+import psycopg
+from langchain_core.messages import BaseMessage
+from langgraph.checkpoint.postgres import PostgresSaver
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+
+class Complaints(logging.Handler):
+    """The decoder logs what it could not build instead of failing."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.texts = []
+
+    def emit(self, record):
+        self.texts.append(record.getMessage())
+
+
+def message(found):
+    type(found).model_validate(found.model_dump())  # raises where the decoder was content with half an object
+    return {
+        "class": type(found).__name__,
+        "id": found.id,
+        "name": found.name,
+        "content": found.content,
+        "tool_calls": getattr(found, "tool_calls", None),
+        "tool_call_id": getattr(found, "tool_call_id", None),
+        "status": getattr(found, "status", None),
+        "usage": getattr(found, "usage_metadata", None),
+    }
+
+
+def plain(value):
+    """A decoded value as JSON: messages as above, any other object by its class."""
+    if isinstance(value, BaseMessage):
+        return message(value)
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if isinstance(value, (set, frozenset)):
+        return {"class": type(value).__name__, "items": sorted(map(str, value))}
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    return {"class": type(value).__name__, "text": str(value)}
+
+
+def check_history(namespace, checkpoints):
+    before = None
+    for checkpoint in checkpoints:
+        place = f"graph {namespace!r}, checkpoint {checkpoint['id']}"
+        assert checkpoint["parent"] == before, f"{place}: its parent is {checkpoint['parent']}, not {before}"
+        assert before is None or checkpoint["id"] > before, f"{place}: its id is not above its parent's"
+        before = checkpoint["id"]
+
+
+def checkpoint_of(stored):
+    values = stored.checkpoint["channel_values"]
+    versions = stored.checkpoint["channel_versions"]
+    assert stored.checkpoint["id"] == stored.config["configurable"]["checkpoint_id"]
+    assert all(isinstance(version, str) for version in versions.values()), f"versions are texts: {versions}"
+    parent = stored.parent_config
+    return {
+        "id": stored.config["configurable"]["checkpoint_id"],
+        "parent": parent["configurable"]["checkpoint_id"] if parent else None,
+        "step": stored.metadata["step"],
+        "source": stored.metadata["source"],
+        "parents": stored.metadata["parents"],
+        "updated_channels": stored.checkpoint.get("updated_channels"),
+        "channels": plain(values),
+        "messages": [message(found) for found in values.get("messages", [])],
+        "writes": [
+            {"task_id": task_id, "channel": channel, "value": plain(value)}
+            for task_id, channel, value in stored.pending_writes or []
+        ],
+    }
+
+
+def encoded_otherwise(connection, thread_id):
+    """How many values the thread has stored, and those that Python would have written in other bytes."""
+    serde = JsonPlusSerializer()
+    rows = connection.execute(
+        "select 'blob ' || checkpoint_ns || '/' || channel || '/' || version, type, blob from checkpoint_blobs"
+        " where thread_id = %(thread)s union all"
+        " select 'write ' || checkpoint_ns || '/' || checkpoint_id || '/' || task_id || '/' || idx, type, blob"
+        " from checkpoint_writes where thread_id = %(thread)s",
+        {"thread": thread_id},
+    ).fetchall()
+    different = []
+    for place, kind, blob in rows:
+        if kind != "msgpack":
+            assert kind in ("null", "empty", "bytes"), f"{place}: unexpected type {kind!r}"
+            continue
+        again = serde.dumps_typed(serde.loads_typed((kind, bytes(blob))))
+        if again != (kind, bytes(blob)):
+            different.append({"place": place, "stored": bytes(blob).hex(), "python": again[1].hex()})
+    return len(rows), different
+
+
+def read(dsn, thread_id):
+    complaints = Complaints()
+    logging.getLogger().addHandler(complaints)
+    graphs = {}
+    with PostgresSaver.from_conn_string(dsn) as saver:
+        for stored in saver.list({"configurable": {"thread_id": thread_id}}):
+            namespace = stored.config["configurable"].get("checkpoint_ns", "")
+            graphs.setdefault(namespace, []).insert(0, checkpoint_of(stored))
+        newest = saver.get_tuple({"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}})
+    assert newest is not None, f"thread {thread_id!r} has no checkpoint"
+    for namespace, checkpoints in graphs.items():
+        check_history(namespace, checkpoints)
+    assert newest.checkpoint["id"] == graphs[""][-1]["id"], "the newest checkpoint ends the line"
+    with psycopg.connect(dsn) as connection:
+        stored_values, different = encoded_otherwise(connection, thread_id)
+    assert not complaints.texts, f"the decoder complained: {complaints.texts}"
+    return {"graphs": graphs, "stored_values": stored_values, "encoded_otherwise": different}
+
+
+def main():
+    command, dsn, *rest = sys.argv[1:]
+    if command == "setup":
+        with PostgresSaver.from_conn_string(dsn) as saver:
+            saver.setup()
+    elif command == "read":
+        print(json.dumps(read(dsn, *rest)))
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+//! What a worker does when its neighbours or its own process fail at the wrong moment, on in-memory twins.
+
+use std::time::Duration;
+
+use agent_executor::{
+    ids::{Namespace, ThreadId},
+    store::{Checkpoints, memory::CrashPoint},
+};
+use serde_json::{Value as Json, json};
+
+use crate::stage::Stage;
+
+fn thread(id: &str) -> ThreadId {
+    ThreadId::parse(id).expect("valid")
+}
+
+fn request(job_id: &str, replies: Json) -> Json {
+    json!({
+        "job_id": job_id, "thread_id": "t",
+        "input": { "messages": [{ "role": "user", "content": "go" }] },
+        "agent_definition": { "edges": [], "nodes": [{ "type": "orchestrator", "name": "main", "tools": [],
+            "model": { "provider": "scripted", "model": "test", "script": { "replies": replies } } }] }
+    })
+}
+
+/// The data of each result, in the order of their publication.
+fn results(stage: &Stage) -> Vec<Json> {
+    let event =
+        |event: &[u8]| serde_json::from_slice::<Json>(event).expect("results are JSON")["data"].take();
+    stage.queue.results().iter().map(|result| event(&result.event)).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handed_over_thread_stays_owned_while_the_result_before_waits_for_the_broker() {
+    let stage = Stage::new();
+    let replies = json!([{ "text": "one", "delay_ms": 1000 }, { "text": "two", "delay_ms": 1000 }]);
+    for job_id in ["first", "second"] {
+        stage.queue.push(Vec::new(), request(job_id, replies.clone()).to_string().into());
+    }
+    let outage = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        stage.queue.stop();
+        // Longer than the lease: without renewal somebody would claim the thread anew.
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        stage.queue.start();
+    };
+    tokio::join!(stage.settle_all(), outage);
+    let attempts: Vec<_> =
+        results(&stage).iter().map(|data| (data["job_id"].clone(), data["attempts"].clone())).collect();
+    assert_eq!(attempts, [(json!("first"), json!(1)), (json!("second"), json!(1))]);
+    let starts =
+        stage.sink.events(&thread("t")).iter().filter(|e| e["event_type"] == "on_attempt_start").count();
+    assert_eq!(starts, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_kills_its_process_again_and_again_is_given_up_with_an_end() {
+    let stage = Stage::new();
+    stage.queue.push(Vec::new(), request("killer", json!([{ "text": "never" }])).to_string().into());
+    for _ in 0..5 {
+        // The second write is the first commit: no progress is ever made.
+        stage.die_at_write(2, CrashPoint::Before).await;
+    }
+    stage.settle_all().await;
+    let results = results(&stage);
+    assert_eq!(results.len(), 1);
+    assert_eq!(results[0]["error"]["type"], "POISON");
+    let events = stage.sink.events(&thread("t"));
+    let last: Vec<_> = events.iter().rev().take(3).map(|event| event["event_type"].clone()).collect();
+    assert_eq!(last, ["end", "error", "on_attempt_start"]);
+    let letters = stage.queue.letters();
+    assert_eq!((letters.len(), letters[0].reason), (1, "poison"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_cut_off_by_its_time_limit_keeps_what_it_reached() {
+    for durability in ["sync", "async", "exit"] {
+        let stage = Stage::new();
+        let call = json!([{ "id": "c", "name": "ls", "args": { "path": "/" } }]);
+        let replies =
+            json!([{ "text": "quick", "tool_calls": call }, { "text": "slow", "delay_ms": 60_000 }]);
+        let mut job = request("late", replies);
+        job["config"] = json!({ "timeout_seconds": 5, "durability": durability });
+        stage.queue.push(Vec::new(), job.to_string().into());
+        stage.settle_all().await;
+        let data = &results(&stage)[0];
+        assert_eq!(
+            (&data["error"]["type"], &data["steps"]),
+            (&json!("JOB_TIMEOUT"), &json!(2)),
+            "{durability}"
+        );
+        let newest =
+            stage.store.load(&thread("t"), &Namespace::root(), None).await.expect("the twin answers");
+        let newest = newest.expect("a checkpoint is stored");
+        assert_eq!(data["checkpoint_id"], json!(newest.checkpoint.id), "{durability}");
+        assert_eq!(newest.checkpoint.values["messages"].messages().count(), 3, "{durability}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_of_earlier_attempts_count() {
+    let stage = Stage::new();
+    let call = json!([{ "id": "c", "name": "ls", "args": { "path": "/" } }]);
+    let usage = json!({ "input_tokens": 10, "output_tokens": 10, "total_tokens": 20 });
+    let replies = json!([
+        { "text": "first", "tool_calls": call, "usage": usage }, { "text": "second", "usage": usage }
+    ]);
+    stage.queue.push(Vec::new(), request("spender", replies).to_string().into());
+    // Accept, start, model call, tool call: the process dies at the commit of the second model call.
+    stage.die_at_write(5, CrashPoint::Before).await;
+    stage.settle_all().await;
+    let data = &results(&stage)[0];
+    assert_eq!((&data["attempts"], &data["usage"]["total_tokens"]), (&json!(2), &json!(40)));
+}
