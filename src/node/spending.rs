@@ -16,7 +16,7 @@ pub struct Budget {
     pub max_tokens: Option<u64>,
 }
 
-/// Counts the tokens of one attempt.
+/// Counts the tokens of one job.
 #[derive(Debug)]
 pub struct Spending {
     budget: Budget,
@@ -26,7 +26,10 @@ pub struct Spending {
 
 #[derive(Debug, Default)]
 struct Counts {
+    /// Of this attempt.
     by_model: BTreeMap<String, Usage>,
+    /// Of earlier attempts of the job.
+    before: BTreeMap<String, Usage>,
     first_token_seen: bool,
 }
 
@@ -47,14 +50,26 @@ impl Spending {
     pub fn add(&self, model: String, usage: &Usage) {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let sum = counts.by_model.entry(model).or_default();
-        sum.input_tokens += usage.input_tokens;
-        sum.output_tokens += usage.output_tokens;
-        sum.total_tokens += usage.total_tokens;
+        *sum = combine(sum, usage, u64::saturating_add);
     }
 
-    /// Tokens so far, by `provider:model`.
+    /// Takes over what a checkpoint of an earlier attempt says the job had spent by then. Checkpoints of
+    /// graphs that ran side by side say overlapping sums: the greatest counts.
+    pub fn restore(&self, model: String, usage: &Usage) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum = counts.before.entry(model).or_default();
+        *sum = combine(sum, usage, u64::max);
+    }
+
+    /// Tokens of the job so far, by `provider:model`.
     pub fn by_model(&self) -> BTreeMap<String, Usage> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner).by_model.clone()
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sums = counts.before.clone();
+        for (model, usage) in &counts.by_model {
+            let sum = sums.entry(model.clone()).or_default();
+            *sum = combine(sum, usage, u64::saturating_add);
+        }
+        sums
     }
 
     /// Seconds from the start of the attempt, the first time this is called; `None` afterwards.
@@ -62,6 +77,15 @@ impl Spending {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let first = !std::mem::replace(&mut counts.first_token_seen, true);
         first.then(|| self.started.elapsed().as_secs_f64())
+    }
+}
+
+fn combine(left: &Usage, right: &Usage, with: fn(u64, u64) -> u64) -> Usage {
+    Usage {
+        input_tokens: with(left.input_tokens, right.input_tokens),
+        output_tokens: with(left.output_tokens, right.output_tokens),
+        total_tokens: with(left.total_tokens, right.total_tokens),
+        ..Usage::default()
     }
 }
 
@@ -77,6 +101,20 @@ mod tests {
         let refused = spending.check().expect_err("all is spent");
         assert_eq!(refused.to_string(), "the budget of 10 tokens is exhausted (10 spent)");
         Spending::new(Budget::default()).check().expect("no budget, no limit");
+    }
+
+    #[test]
+    fn overlapping_sums_of_earlier_attempts_count_once() {
+        let total = |total_tokens| Usage { total_tokens, ..Usage::default() };
+        let spending = Spending::new(Budget { max_tokens: Some(25) });
+        for sum in [10, 15, 12] {
+            spending.restore("p:m".into(), &total(sum));
+        }
+        spending.add("p:m".into(), &total(5));
+        spending.check().expect("20 of 25 are spent");
+        assert_eq!(spending.by_model()["p:m"].total_tokens, 20);
+        spending.add("p:other".into(), &total(5));
+        spending.check().expect_err("all is spent");
     }
 
     #[test]

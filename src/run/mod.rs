@@ -58,6 +58,10 @@ pub enum Reason {
     Drain,
 }
 
+/// How long a run that is told to stop may take to store what it holds: the process ends, and the database
+/// may be away.
+const SAVE_LIMIT: Duration = Duration::from_secs(2);
+
 /// Tells a run to stop; the first reason counts.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
@@ -196,13 +200,11 @@ pub type UsageByModel = BTreeMap<String, Usage>;
 /// [`tell_end`].
 pub async fn run(attempt: Attempt) -> (Result<Report, Error>, UsageByModel) {
     let running = prepare(attempt);
-    let time_left = running.attempt.claim.time_left;
     let stop = running.attempt.stop.clone();
     let result = tokio::select! {
         biased;
         reason = stop.told() => running.stopped(reason).await,
         result = Box::pin(start::run(&running)) => result,
-        () = tokio::time::sleep(time_left) => running.timed_out().await,
     };
     (result, running.scope.spending.by_model())
 }
@@ -236,7 +238,7 @@ impl Running {
     async fn stopped(&self, reason: Reason) -> Result<Report, Error> {
         if reason == Reason::Drain {
             // What is not stored by then is done again elsewhere.
-            let _ = self.save().await;
+            let _ = tokio::time::timeout(SAVE_LIMIT, self.save()).await;
         }
         Err(Error::Stopped(reason))
     }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Map as JsonMap, Value as Json};
+use tokio::time::{Instant, timeout_at};
 
 use super::{
     Error, Outcome, Report, Running, code, command,
@@ -30,10 +31,23 @@ pub(super) async fn run(running: &Running) -> Result<Report, Error> {
     let root = Namespace::root();
     let claim = &running.attempt.claim;
     let newest = running.attempt.ports.store.load(&claim.thread_id, &root, None).await?;
-    let resumed_from =
-        newest.as_ref().filter(|saved| is_own(running, saved)).map(|saved| saved.checkpoint.id.clone());
-    running.attempt.tell_start(resumed_from.as_ref());
+    let own = newest.as_ref().filter(|saved| is_own(running, saved));
+    running.attempt.tell_start(own.map(|own| &own.checkpoint.id));
+    if let Some(own) = own {
+        restore_spending(running, own);
+        let Position { job_step, checkpoint, .. } = Position::resumed(own.clone());
+        running.reach(job_step, &checkpoint.id);
+    }
+    // What came before is worth telling even when no time is left.
+    let deadline = Instant::now() + running.attempt.claim.time_left;
+    match timeout_at(deadline, Box::pin(from(running, newest))).await {
+        Ok(result) => result,
+        Err(_) => running.timed_out().await,
+    }
+}
 
+/// Runs the attempt's graph from the thread's newest checkpoint.
+async fn from(running: &Running, newest: Option<Saved>) -> Result<Report, Error> {
     let prepared = match graph_of(running) {
         Ok(prepared) => prepared,
         Err(failed) => return Ok(failed_before_start(failed)),
@@ -44,7 +58,7 @@ pub(super) async fn run(running: &Running) -> Result<Report, Error> {
         limit: running.attempt.job.config.recursion_limit.unwrap_or(prepared.graph.recursion_limit),
         graph: prepared.graph.clone(),
         tools: prepared.tools.clone(),
-        ns: root,
+        ns: Namespace::root(),
         parents: BTreeMap::new(),
     };
     match enter(running, &frame, committer, newest).await? {
@@ -73,17 +87,17 @@ async fn to_the_end(
 }
 
 /// Whether the checkpoint was made by this job: then its input is in it.
-fn is_own(running: &Running, saved: &Saved) -> bool {
+pub(super) fn is_own(running: &Running, saved: &Saved) -> bool {
     let job_id = saved.metadata.extra.get("job_id").and_then(Json::as_str);
     job_id == Some(running.attempt.claim.job_id.as_str())
 }
 
 /// What earlier attempts have spent counts too.
-fn restore_spending(running: &Running, own: &Saved) {
+pub(super) fn restore_spending(running: &Running, own: &Saved) {
     let stored = own.metadata.extra.get(USAGE).and_then(Json::as_object).into_iter().flatten();
     for (model, usage) in stored {
         if let Some(usage) = Value::from(usage.clone()).as_map() {
-            running.scope.spending.add(model.clone(), &Usage::from_map(usage));
+            running.scope.spending.restore(model.clone(), &Usage::from_map(usage));
         }
     }
 }
@@ -97,7 +111,6 @@ async fn enter(
 ) -> Result<Result<Position, Failure>, Error> {
     let job = &running.attempt.job;
     if let Some(own) = newest.clone().filter(|saved| is_own(running, saved)) {
-        restore_spending(running, &own);
         return Ok(Ok(Position::resumed(own)));
     }
     let base = match &job.checkpoint_id {

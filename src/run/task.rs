@@ -8,7 +8,7 @@ use super::{
     Error, Running, code,
     committer::Committer,
     failure,
-    start::{Stamps, arrive},
+    start::{Stamps, arrive, is_own, restore_spending},
     superstep::{Ended, Frame, Position, or_no_writes, run_graph},
 };
 use crate::{
@@ -132,6 +132,9 @@ async fn enter(
 ) -> Result<Result<Position, Failure>, Error> {
     let attempt = &running.attempt;
     if let Some(saved) = attempt.ports.store.load(&attempt.claim.thread_id, &child.ns, None).await? {
+        if is_own(running, &saved) {
+            restore_spending(running, &saved);
+        }
         return Ok(Ok(Position::resumed(saved)));
     }
     let input = node::child_input(view.state, description, &format!("{}-task", view.id));

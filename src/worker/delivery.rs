@@ -285,6 +285,8 @@ async fn run_up_to(worker: &Arc<Worker>, own: &JobId, owned: Owned) -> Result<Re
             Ok(ended) if job_id == *own => return Ok(Reached::Ended(Box::new(ended))),
             Ok(ended) => next = ended.next,
             Err(error) if job_id == *own => return Err(error),
+            // Neither would end better at the next offer: the message goes back to the queue.
+            Err(error @ (Error::Drained | Error::Store(store::Error::Unavailable(_)))) => return Err(error),
             Err(error) => {
                 // What became of an older job does not decide about this message.
                 tracing::warn!(%job_id, %error, "an older job of the thread was not carried to its end");

@@ -129,7 +129,7 @@ async fn attempt(worker: &Arc<Worker>, owned: Owned, job: Job) -> Result<Ended, 
     if worker.orders.hurry.is_cancelled() {
         owned.stop.because(Reason::Drain);
     }
-    let attempt = Attempt::new(worker.ports.clone(), owned.claim.clone(), job.clone(), owned.stop.clone());
+    let attempt = Attempt::new(worker.ports.clone(), owned.claim_now(), job.clone(), owned.stop.clone());
     let emitter = attempt.emitter.clone();
     // A task of its own: a panic in a node ends this job, not the process.
     let ran = worker.tracker.spawn(run::run(attempt).in_current_span()).await;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
@@ -41,6 +41,7 @@ pub(super) struct Owned {
     pub(super) claim: Claim,
     /// Tells whoever runs it to stop.
     pub(super) stop: Stop,
+    granted: Instant,
     claims: Claims,
 }
 
@@ -54,7 +55,7 @@ impl Keepalive {
         let stop = Stop::default();
         lock(&self.claims).insert((claim.thread_id.clone(), claim.epoch), Some(stop.clone()));
         metrics::gauge!(metric::IN_FLIGHT).increment(1.0);
-        Owned { claim, stop, claims: self.claims.clone() }
+        Owned { claim, stop, granted: Instant::now(), claims: self.claims.clone() }
     }
 
     /// The epoch under which this process owns the thread.
@@ -97,6 +98,12 @@ impl Keepalive {
 }
 
 impl Owned {
+    /// The claim as it is now: a handed-over job may have waited for its turn.
+    pub(super) fn claim_now(&self) -> Claim {
+        let time_left = self.claim.time_left.saturating_sub(self.granted.elapsed());
+        Claim { time_left, ..self.claim.clone() }
+    }
+
     /// The claim is about to end: it is still renewed, but losing it is no news.
     pub(super) fn ends(&self) {
         if let Some(stop) = lock(&self.claims).get_mut(&self.key()) {
