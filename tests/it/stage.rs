@@ -45,6 +45,18 @@ impl Stage {
         Self { queue: Arc::new(Queue::new()), store: Arc::new(store), sink: Arc::default(), clock }
     }
 
+    /// Runs a worker that is told to stop once `started` holds, without grace.
+    pub(crate) async fn drain_when(&self, started: impl Fn() -> bool) {
+        let draining = CancellationToken::new();
+        let worker = self.worker(self.store.clone(), draining.clone(), Duration::ZERO);
+        let worker = TaskTracker::new().spawn(worker.run());
+        while !started() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        draining.cancel();
+        worker.await.expect("the worker does not panic");
+    }
+
     /// Runs a worker that dies at its `n`-th write, then lets everything it held come back.
     pub(crate) async fn die_at_write(&self, n: u64, point: CrashPoint) {
         let doomed = Arc::new(self.store.process("doomed"));

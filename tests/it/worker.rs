@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use agent_executor::{
     ids::{Namespace, ThreadId},
-    store::{Checkpoints, memory::CrashPoint},
+    job::{Config, Decoded, decode},
+    store::{Checkpoints, Jobs, Offer, memory::CrashPoint},
 };
 use serde_json::{Value as Json, json};
 
@@ -111,4 +112,33 @@ async fn tokens_of_earlier_attempts_count() {
     stage.settle_all().await;
     let data = &results(&stage)[0];
     assert_eq!((&data["attempts"], &data["usage"]["total_tokens"]), (&json!(2), &json!(40)));
+}
+
+/// Real time: the fault this guards against never lets a paused clock advance.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_ends_while_an_older_job_of_the_thread_runs_under_a_younger_ones_message() {
+    let stage = Stage::new();
+    let slow = request("older", json!([{ "text": "late", "delay_ms": 600_000 }]));
+    let Decoded::Job(older) = decode(&[], slow.to_string().as_bytes(), &Config::default()) else {
+        panic!("the request is readable");
+    };
+    let offer = Offer {
+        job_id: older.job_id.clone(),
+        thread_id: older.thread_id.clone(),
+        stream_seq: 0,
+        multitask_strategy: "enqueue",
+        request: serde_json::to_vec(&older).expect("a job is JSON").into(),
+        timeout: Duration::from_secs(1800),
+        running: None,
+    };
+    // Its owner is gone, and so is its message.
+    stage.store.process("gone").accept(&offer).await.expect("the twin answers");
+    stage.store.expire_leases();
+    stage.queue.push(Vec::new(), request("younger", json!([{ "text": "next" }])).to_string().into());
+
+    let has_started = || stage.sink.events(&thread("t")).iter().any(|event| event["job_id"] == "older");
+    let drained = tokio::time::timeout(Duration::from_secs(20), stage.drain_when(has_started)).await;
+    assert!(drained.is_ok(), "the drain does not end");
+    assert!(stage.queue.results().is_empty(), "both jobs are left to others");
+    assert_eq!(stage.queue.unsettled(), 1);
 }
