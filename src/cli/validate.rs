@@ -8,10 +8,7 @@ use super::{
     error::{Error, Exit},
     request,
 };
-use crate::{
-    config::Config,
-    graph::{self, CompiledGraph},
-};
+use crate::{config::Config, graph};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -61,7 +58,7 @@ fn report(out: &mut impl Write, config: &Config, path: &str) -> Result<bool, Err
         return Ok(true);
     }
     match request::check(&bytes, config) {
-        Ok(Some(graph)) => writeln!(out, "ok   {path}: {}", summary(&graph))?,
+        Ok(Some(graph)) => write!(out, "ok   {path}: {}", graph::describe(&graph))?,
         Ok(None) => writeln!(out, "ok   {path}: runs a stored definition")?,
         Err(rejected) => {
             writeln!(out, "bad  {path}: {rejected}")?;
@@ -81,20 +78,4 @@ fn is_schema(bytes: &[u8]) -> bool {
         |schema: &serde_json::Value| schema.as_str().is_some_and(|url| url.contains("json-schema.org"));
     json.get("$schema").is_some_and(is_dialect)
         && (json.get("properties").is_some() || json.get("$defs").is_some())
-}
-
-/// One line that tells a person whether the graph is the one they meant.
-fn summary(graph: &CompiledGraph) -> String {
-    let nodes: Vec<&str> = graph.nodes().map(|node| &*node.name).collect();
-    let mut parts = vec![format!("{:?}", graph.name), format!("nodes {}", nodes.join(", "))];
-    let mut listed = |what: &str, names: Vec<&str>| {
-        if !names.is_empty() {
-            parts.push(format!("{what} {}", names.join(", ")));
-        }
-    };
-    listed("subagents", graph.subagents.keys().map(|name| &**name).collect());
-    listed("tools", graph.tools.keys().map(|name| &**name).collect());
-    listed("channels", graph.channels.keys().map(|name| &**name).collect());
-    parts.push(format!("at most {} supersteps", graph.recursion_limit));
-    parts.join("; ")
 }
