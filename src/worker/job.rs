@@ -49,9 +49,11 @@ pub(super) async fn run(worker: &Arc<Worker>, owned: Owned) -> Result<Ended, Err
         attempt = claim.attempt,
         trace_id = tracing::field::Empty,
     );
-    let job: Result<Job, _> = serde_json::from_slice(&claim.request);
-    if let Ok(job) = &job {
+    let mut job: Result<Job, _> = serde_json::from_slice(&claim.request);
+    if let Ok(job) = &mut job {
         join_trace(&span, job);
+        // Without a sender's trace, readers of the result may join ours.
+        job.traceparent = job.traceparent.take().or_else(|| telemetry::traceparent_of(&span));
     }
     async move {
         tracing::info!("job started");

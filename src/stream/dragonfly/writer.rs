@@ -142,7 +142,7 @@ impl Writer {
                 self.queue.put_back(flush);
                 break;
             }
-            let span = tracing::debug_span!("stream publish", events = flush.len());
+            let span = tracing::info_span!("stream publish", events = flush.len());
             let (left, setback) = self.send(flush).instrument(span).await;
             self.conclude(left, setback);
         }

@@ -138,9 +138,16 @@ async fn a_provider_a_sink_and_a_collector_get_what_they_were_promised() -> Resu
 
     assert!(executor.terminate().await?.success());
     let spans = collector.bodies().concat();
-    for name in
-        ["job", "superstep", "chat gpt-test", "execute_tool write_file", "checkpoint_commit", "graph_compile"]
-    {
+    for name in [
+        "job",
+        "superstep",
+        "chat gpt-test",
+        "execute_tool write_file",
+        "checkpoint_commit",
+        "graph_compile",
+        "result_publish",
+        "stream publish",
+    ] {
         assert!(contains(&spans, name.as_bytes()), "no span {name:?} was exported");
     }
     let trace_id: Vec<u8> =
