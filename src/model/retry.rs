@@ -48,11 +48,6 @@ impl Policy {
     }
 }
 
-/// [`Policy::delay`] of the default policy.
-pub fn delay(retry: u32, error: &Error, random: u64) -> Option<Duration> {
-    Policy::default().delay(retry, error, random)
-}
-
 /// The part of `span` that `random` is of all numbers.
 fn fraction(span: Duration, random: u64) -> Duration {
     let nanos = (span.as_nanos().min(u128::from(u64::MAX)) * u128::from(random)) >> 64;
@@ -79,23 +74,23 @@ mod tests {
         let longest = |retry| policy.delay(retry, &unavailable(), u64::MAX).expect("retried").as_millis();
         assert_eq!([0, 1, 2, 5, 6, 38].map(longest), [499, 999, 1999, 15_999, 29_999, 29_999]);
         assert_eq!(policy.delay(39, &unavailable(), 0), None);
-        assert_eq!(delay(3, &unavailable(), 0), Some(Duration::ZERO));
-        assert_eq!(delay(4, &unavailable(), 0), None);
+        assert_eq!(Policy::default().delay(3, &unavailable(), 0), Some(Duration::ZERO));
+        assert_eq!(Policy::default().delay(4, &unavailable(), 0), None);
     }
 
     #[test]
     fn a_wait_the_provider_asks_for_is_kept_within_reason() {
-        let asked = |seconds| delay(0, &throttled(Some(Duration::from_secs(seconds))), 0);
+        let asked = |seconds| Policy::default().delay(0, &throttled(Some(Duration::from_secs(seconds))), 0);
         assert_eq!(asked(7), Some(Duration::from_secs(7)));
         assert_eq!(asked(3600), Some(Duration::from_secs(30)));
-        assert_eq!(delay(0, &throttled(None), 0), Some(Duration::ZERO));
+        assert_eq!(Policy::default().delay(0, &throttled(None), 0), Some(Duration::ZERO));
     }
 
     #[test]
     fn what_will_not_pass_is_not_retried() {
         let rejected = Error::Rejected { provider: "p".into(), status: 400, message: "no".into() };
-        assert_eq!(delay(0, &rejected, 0), None);
-        assert_eq!(delay(0, &Error::Settings("wrong".into()), 0), None);
+        assert_eq!(Policy::default().delay(0, &rejected, 0), None);
+        assert_eq!(Policy::default().delay(0, &Error::Settings("wrong".into()), 0), None);
     }
 
     proptest! {

@@ -4,7 +4,7 @@ use super::{Applied, Checkpoint, Error, START, Stamp, Task, TaskInput, TaskWrite
 use crate::{
     graph::CompiledGraph,
     ids::{Namespace, TaskId},
-    value::{Map, Name, Value},
+    value::Value,
 };
 
 /// LangGraph's name for whoever writes the input.
@@ -32,13 +32,6 @@ pub fn accept_input(
     let mut applied = apply(graph, checkpoint, &tasks, stamp)?;
     applied.checkpoint.seen.entry(INPUT.into()).or_default();
     Ok(applied)
-}
-
-/// What the first task writes: the input's channels, then the triggers of the first nodes.
-pub fn start_writes(input: &Map, triggers: &[Name]) -> Vec<Write> {
-    let channels = input.iter().map(|(channel, value)| Write::new(channel.clone(), value.clone()));
-    let triggers = triggers.iter().map(|trigger| Write::new(trigger.clone(), Value::Null));
-    channels.chain(triggers).collect()
 }
 
 /// Notes that a person or a new job continues the thread from here, as LangGraph does on every resume.

@@ -15,7 +15,7 @@ mod plan;
 pub use apply::{Applied, Stamp, TaskWrites, apply};
 pub use channel::{fold, view};
 pub use checkpoint::{Checkpoint, Metadata, PendingWrite, Source, Version};
-pub use input::{accept_input, mark_resumed, start_writes};
+pub use input::{accept_input, mark_resumed};
 pub use plan::{Task, TaskInput, plan, restore};
 
 use crate::value::{Name, Value};

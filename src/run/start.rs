@@ -267,8 +267,10 @@ pub(super) fn arrive(
     Ok(Arrival { position, step: Step { puts, writes } })
 }
 
+/// What the first task writes: the input's channels, then the triggers of the first nodes.
 fn start_writes(graph: &CompiledGraph, input: &Map) -> Result<Vec<Write>, Failure> {
-    let state_writes = pregel::start_writes(input, &[]);
+    let written = input.iter().map(|(channel, value)| Write::new(channel.clone(), value.clone()));
+    let state_writes: Vec<_> = written.collect();
     let defaults = pregel::view(graph, &Checkpoint::empty());
     let state = pregel::fold(graph, &defaults, &state_writes)?;
     let routes = super::task::route(&graph.start, pregel::START, &state)?;

@@ -216,11 +216,6 @@ fn shortened(data: &[u8]) -> Vec<u8> {
     Json::Object(kept).to_string().into_bytes()
 }
 
-/// The data of an `error` event and the `error` of a result.
-pub fn error_data(error: &Json) -> Json {
-    json!({ "error": error })
-}
-
 #[cfg(test)]
 mod tests {
     use expect_test::expect;

@@ -9,7 +9,7 @@ mod escape;
 pub mod memory;
 mod tokens;
 
-pub use emitter::{Claimed, Emitter, Origin, error_data};
+pub use emitter::{Claimed, Emitter, Origin};
 pub use tokens::{Piece, TokenBuffer, TokenConfig};
 
 use std::{fmt, str::FromStr, time::Duration};
