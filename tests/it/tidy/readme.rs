@@ -47,7 +47,7 @@ fn the_program_accepts_the_request_of_the_readme() {
     let mut validate = Command::new(env!("CARGO_BIN_EXE_agent-executor"));
     let done = validate.arg("validate").arg(file.path()).output().unwrap();
     let told = String::from_utf8_lossy(&done.stdout);
-    assert!(done.status.success() && told.contains("nodes main"), "{told}");
+    assert!(done.status.success() && told.contains("main       model openai:gpt-4o-mini"), "{told}");
 }
 
 #[test]
