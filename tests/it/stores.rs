@@ -1,8 +1,11 @@
 //! One suite for every store: what the ports promise, run on memory and on a real PostgreSQL.
 
+mod admin;
 mod checkpoints;
+mod effects;
 mod jobs;
 mod postgres;
+mod upkeep;
 
 use std::{
     sync::{
@@ -34,23 +37,27 @@ pub(crate) trait Fixture: Send + Sync {
     async fn process(&self, owner: &str) -> Arc<dyn Store>;
     /// Ends all leases, as if their owners had been silent for long enough.
     async fn expire_leases(&self);
+    /// Lets everything that is stored grow older, leases included.
+    async fn let_pass(&self, time: Duration);
     /// Reason and payload of the kept dead letters, in the order of their sequence.
     async fn letters(&self) -> Vec<(String, Vec<u8>)>;
 }
 
-/// A clock that stands still: leases in memory end only when a test says so.
-struct Noon;
+/// A clock that a test moves: leases in memory end only when a test says so.
+#[derive(Default)]
+struct Noon(AtomicU64);
 
 impl Clock for Noon {
     fn now(&self) -> UnixNanos {
-        UnixNanos(1_800_000_000_000_000_000)
+        UnixNanos(1_800_000_000_000_000_000 + self.0.load(Ordering::Relaxed))
     }
 }
 
-pub(crate) struct Memory(MemoryStore);
+pub(crate) struct Memory(MemoryStore, Arc<Noon>);
 
 pub(crate) fn in_memory() -> Memory {
-    Memory(MemoryStore::new(Arc::new(Noon), memory::Config::default(), "first"))
+    let clock = Arc::<Noon>::default();
+    Memory(MemoryStore::new(clock.clone(), memory::Config::default(), "first"), clock)
 }
 
 #[async_trait]
@@ -61,6 +68,11 @@ impl Fixture for Memory {
 
     async fn expire_leases(&self) {
         self.0.expire_leases();
+    }
+
+    async fn let_pass(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).expect("a test is short");
+        self.1.0.fetch_add(nanos, Ordering::Relaxed);
     }
 
     async fn letters(&self) -> Vec<(String, Vec<u8>)> {
@@ -111,6 +123,19 @@ impl Fixture for InPostgres {
         self.sql("update executor_thread set lease_until = least(lease_until, clock_timestamp())").await;
     }
 
+    async fn let_pass(&self, time: Duration) {
+        let past = format!("- interval '{} milliseconds'", time.as_millis());
+        self.sql(&format!(
+            "update executor_job set accepted_at = accepted_at {past}, deadline_at = deadline_at {past}, \
+                 finished_at = finished_at {past}; \
+             update executor_thread set lease_until = lease_until {past}; \
+             update executor_dead_letter set created_at = created_at {past}; \
+             update executor_cancel set created_at = created_at {past}; \
+             update executor_duty set taken_at = taken_at {past}"
+        ))
+        .await;
+    }
+
     async fn letters(&self) -> Vec<(String, Vec<u8>)> {
         let all = "select reason, encode(payload, 'escape') from executor_dead_letter order by stream_seq";
         let rows = self.sql(all).await;
@@ -153,7 +178,7 @@ fn thread(id: &str) -> ThreadId {
     ThreadId::parse(id).expect("a valid id")
 }
 
-fn offer(id: &str, thread_id: &str, stream_seq: u64) -> Offer {
+pub(crate) fn offer(id: &str, thread_id: &str, stream_seq: u64) -> Offer {
     Offer {
         job_id: job(id),
         thread_id: thread(thread_id),
@@ -162,6 +187,7 @@ fn offer(id: &str, thread_id: &str, stream_seq: u64) -> Offer {
         request: format!("request of {id}").into_bytes().into(),
         timeout: Duration::from_secs(1800),
         running: None,
+        lane: false,
     }
 }
 
@@ -172,7 +198,7 @@ async fn claimed(store: &dyn Store, id: &str, thread_id: &str, stream_seq: u64) 
     claim.clone()
 }
 
-fn ended(claim: &Claim, next: NextJob) -> Finish {
+pub(crate) fn ended(claim: &Claim, next: NextJob) -> Finish {
     let id = claim.job_id.as_str();
     Finish {
         claim: claim.clone(),
@@ -186,18 +212,20 @@ fn ended(claim: &Claim, next: NextJob) -> Finish {
         body: None,
         error: None,
         next,
+        last: None,
+        undo: false,
     }
 }
 
 /// A checkpoint of `step` above `parent`, with an inline value, a list and an armed branch.
-fn checkpoint(parent: Option<&CheckpointId>, step: i64, items: &[&str]) -> Checkpoint {
+pub(crate) fn checkpoint(parent: Option<&CheckpointId>, step: i64, items: &[&str]) -> Checkpoint {
     static UNIQUE: AtomicU64 = AtomicU64::new(1);
     let unique = UNIQUE.fetch_add(1, Ordering::Relaxed);
     let version = format!("{:032}.{unique:016}", step + 2);
     let channels = ["items", "topic", "branch:to:next"];
     Checkpoint {
-        id: CheckpointId::next(parent, Noon.now(), step, unique),
-        ts: Noon.now().isoformat(),
+        id: CheckpointId::next(parent, Noon::default().now(), step, unique),
+        ts: Noon::default().now().isoformat(),
         values: [
             ("items".into(), Value::list(items.iter().map(|item| Value::from(*item)).collect())),
             ("topic".into(), Value::from("weather")),
@@ -232,13 +260,14 @@ fn put(ns: &Namespace, parent: Option<&CheckpointId>, checkpoint: &Checkpoint, s
 }
 
 /// The commit that stores `next` above the claim's head.
-fn step(claim: &Claim, from: Option<&CheckpointId>, next: &Checkpoint) -> Commit {
+pub(crate) fn step(claim: &Claim, from: Option<&CheckpointId>, next: &Checkpoint) -> Commit {
     Commit {
         thread_id: claim.thread_id.clone(),
         epoch: claim.epoch,
         advance: Some(Advance { from: from.cloned(), to: next.id.clone() }),
         puts: vec![put(&Namespace::root(), from, next, 0)],
         writes: vec![],
+        effects: Vec::new(),
     }
 }
 
@@ -260,6 +289,7 @@ fn writes(claim: &Claim, on: &CheckpointId, writes: Vec<PendingWrite>) -> Commit
         advance: None,
         puts: vec![],
         writes: vec![TaskWrites { ns: Namespace::root(), checkpoint_id: on.clone(), writes }],
+        effects: Vec::new(),
     }
 }
 

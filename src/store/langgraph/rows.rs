@@ -15,7 +15,7 @@ use super::{
 use crate::{
     ids::{CheckpointId, Namespace, TaskId, ThreadId},
     pregel::{PendingWrite, Version},
-    store::{self, Commit, Put, Saved, TaskWrites},
+    store::{self, Commit, Put, Saved, StoredEffect, TaskWrites},
     value::{Name, Value},
 };
 
@@ -58,12 +58,13 @@ pub(crate) struct Rows {
     pub(crate) checkpoints: Vec<CheckpointRow>,
     pub(crate) blobs: Vec<BlobRow>,
     pub(crate) writes: Vec<WriteRow>,
+    pub(crate) effects: Vec<StoredEffect>,
     bytes: Vec<u8>,
 }
 
 impl Rows {
-    /// Encodes a commit, or says which channel holds what cannot be stored.
-    pub(crate) fn encode(commit: &Commit) -> Result<Self, store::Error> {
+    /// Encodes a commit, or says which channel holds what cannot be stored, or that it is larger than `limit` bytes.
+    pub(crate) fn encode(commit: &Commit, limit: usize) -> Result<Self, store::Error> {
         check_advance(commit)?;
         let mut rows = Self::default();
         for put in &commit.puts {
@@ -72,7 +73,28 @@ impl Rows {
         for writes in &commit.writes {
             rows.task_writes(writes)?;
         }
+        for effect in &commit.effects {
+            rows.effects.push(StoredEffect::encode(effect)?);
+        }
+        let bytes = rows.size();
+        if bytes > limit {
+            return Err(store::Error::TooLarge { channel: rows.largest(commit), bytes, limit });
+        }
         Ok(rows)
+    }
+
+    /// The channel with the largest value.
+    fn largest(&self, commit: &Commit) -> String {
+        let blobs = self.blobs.iter().map(|row| (row.blob.len(), &row.channel));
+        let writes = self.writes.iter().map(|row| (row.blob.len(), &row.channel));
+        // Texts stand in the checkpoint itself.
+        let values = commit.puts.iter().flat_map(|put| &put.checkpoint.values);
+        let texts = values.filter_map(|(name, value)| Some((value.as_str()?.len(), name)));
+        blobs
+            .chain(writes)
+            .chain(texts)
+            .max_by_key(|(bytes, _)| *bytes)
+            .map_or_else(String::new, |(_, channel)| channel.to_string())
     }
 
     /// The value of a row.
@@ -84,7 +106,9 @@ impl Rows {
     pub(crate) fn size(&self) -> usize {
         let json: usize = self.checkpoints.iter().map(|row| row.checkpoint.len() + row.metadata.len()).sum();
         // Keys and headers of a row take about this much.
-        json + self.bytes.len() + 256 * (self.checkpoints.len() + self.blobs.len() + self.writes.len())
+        let answers: usize = self.effects.iter().map(StoredEffect::size).sum();
+        let count = self.checkpoints.len() + self.blobs.len() + self.writes.len() + self.effects.len();
+        json + answers + self.bytes.len() + 256 * count
     }
 
     fn put(&mut self, put: &Put) -> Result<(), store::Error> {

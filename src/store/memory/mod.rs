@@ -5,6 +5,7 @@
 //! **Invariant:** several handles over one database are several processes: only what is stored passes between
 //! them.
 
+mod admin;
 mod tables;
 
 use std::{
@@ -17,9 +18,11 @@ use bytes::Bytes;
 
 use self::tables::Tables;
 use super::{
-    Checkpoints, Claim, Commit, DeadLetter, Error, Finish, Jobs, Offer, Saved, Verdict, langgraph::Rows,
+    Cancel, Checkpoints, Claim, Commit, DeadLetter, Doomed, EffectRow, Ending, Error, Finish, Jobs, Known,
+    MAX_STATE_BYTES, Met, Offer, Record, Renewed, Saved, StoredResult, Target, Upkeep, Verdict,
+    langgraph::Rows,
 };
-use crate::ids::{CheckpointId, Clock, Epoch, JobId, Namespace, ThreadId};
+use crate::ids::{CheckpointId, Clock, Epoch, JobId, Namespace, TaskId, ThreadId};
 
 /// Lease and crash limit of a store in memory; as the defaults of the Postgres store.
 #[derive(Clone, Copy, Debug)]
@@ -64,11 +67,15 @@ struct Faults {
     writes: u64,
     planned: Option<Planned>,
     dead: bool,
+    /// How late adoptions are answered.
+    late: Option<Duration>,
 }
 
 #[derive(Clone, Copy)]
 struct Planned {
+    /// The first write that fails, and how many in a row.
     write: u64,
+    count: u64,
     point: CrashPoint,
     after: Afterwards,
 }
@@ -103,12 +110,23 @@ impl MemoryStore {
 
     /// The `n`-th write from the start of the process (from 1) fails as unavailable; all others go through.
     pub fn fail_write(&self, n: u64, point: CrashPoint) {
-        lock(&self.faults).planned = Some(Planned { write: n, point, after: Afterwards::Lives });
+        lock(&self.faults).planned = Some(Planned { write: n, count: 1, point, after: Afterwards::Lives });
+    }
+
+    /// As [`MemoryStore::fail_write`] for `count` writes from the `n`-th on, none of which is done.
+    pub fn fail_writes(&self, n: u64, count: u64) {
+        let planned = Planned { write: n, count, point: CrashPoint::Before, after: Afterwards::Lives };
+        lock(&self.faults).planned = Some(planned);
     }
 
     /// As [`MemoryStore::fail_write`], and everything this process asks for later fails too: it has died.
     pub fn die_at_write(&self, n: u64, point: CrashPoint) {
-        lock(&self.faults).planned = Some(Planned { write: n, point, after: Afterwards::Dies });
+        lock(&self.faults).planned = Some(Planned { write: n, count: 1, point, after: Afterwards::Dies });
+    }
+
+    /// Answers this process's adoptions only after `late`; they are done before.
+    pub fn adopt_late(&self, late: Duration) {
+        lock(&self.faults).late = Some(late);
     }
 
     /// The graphs of a thread that have checkpoints, the root graph first.
@@ -135,7 +153,9 @@ impl MemoryStore {
         let planned = {
             let mut faults = lock(&self.faults);
             faults.writes += 1;
-            let planned = faults.planned.filter(|planned| planned.write == faults.writes);
+            let planned = faults
+                .planned
+                .filter(|planned| (planned.write..planned.write + planned.count).contains(&faults.writes));
             faults.dead = planned.is_some_and(|planned| planned.after == Afterwards::Dies);
             planned.map(|planned| planned.point)
         };
@@ -178,8 +198,22 @@ impl Checkpoints for MemoryStore {
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), Error> {
-        let rows = Rows::encode(&commit)?;
+        let rows = Rows::encode(&commit, MAX_STATE_BYTES)?;
         self.write(|tables| tables.commit(&commit, &rows, &self.claimant()))
+    }
+
+    fn lease(&self) -> Duration {
+        self.database.config.lease
+    }
+
+    async fn effects(
+        &self,
+        thread_id: &ThreadId,
+        ns: &Namespace,
+        task_id: &TaskId,
+    ) -> Result<Vec<EffectRow>, Error> {
+        let stored = self.tables()?.effects(thread_id, ns, task_id);
+        stored.into_iter().map(|row| row.into_row(thread_id)).collect()
     }
 
     async fn history(&self, thread_id: &ThreadId, ns: &Namespace, limit: u32) -> Result<Vec<Saved>, Error> {
@@ -195,8 +229,18 @@ impl Jobs for MemoryStore {
         self.write(|tables| Ok(tables.accept(offer, &self.claimant())))
     }
 
-    async fn finish(&self, finish: &Finish) -> Result<Option<Claim>, Error> {
-        self.write(|tables| tables.finish(finish, &self.claimant()))
+    async fn finish(&self, finish: Finish) -> Result<Option<Claim>, Error> {
+        let rows = finish
+            .last
+            .as_ref()
+            .map(|last| Rows::encode(last, MAX_STATE_BYTES))
+            .transpose()?
+            .unwrap_or_default();
+        self.write(|tables| tables.finish(&finish, &rows, &self.claimant()))
+    }
+
+    async fn end(&self, ending: &Ending) -> Result<bool, Error> {
+        self.write(|tables| Ok(tables.end(ending, &self.claimant())))
     }
 
     async fn release(&self, claim: &Claim) -> Result<(), Error> {
@@ -210,7 +254,7 @@ impl Jobs for MemoryStore {
         })
     }
 
-    async fn renew(&self, claims: &[(ThreadId, Epoch)]) -> Result<Vec<(ThreadId, Epoch)>, Error> {
+    async fn renew(&self, claims: &[(ThreadId, Epoch)]) -> Result<Vec<Renewed>, Error> {
         Ok(self.tables()?.renew(claims, &self.claimant()))
     }
 
@@ -225,16 +269,66 @@ impl Jobs for MemoryStore {
         Ok(self.tables()?.result(job_id))
     }
 
-    async fn bury(&self, letter: &DeadLetter) -> Result<(), Error> {
+    async fn ping(&self) -> Result<(), Error> {
+        self.tables().map(drop)
+    }
+}
+
+/// Looks count as no write, like renewals: how often they happen depends on time.
+#[async_trait]
+impl Upkeep for MemoryStore {
+    async fn orphans(&self, limit: u32, queued: bool, lane: bool) -> Result<Vec<ThreadId>, Error> {
+        Ok(self.tables()?.orphans(count(limit), queued, lane, &self.claimant()))
+    }
+
+    async fn adopt(&self, thread_id: &ThreadId, lane: bool) -> Result<Option<Verdict>, Error> {
+        let adopted = self.write(|tables| Ok(tables.adopt(thread_id, lane, &self.claimant())));
+        let late = lock(&self.faults).late;
+        if let Some(late) = late {
+            tokio::time::sleep(late).await;
+        }
+        adopted
+    }
+
+    async fn doomed(&self, limit: u32) -> Result<Vec<Doomed>, Error> {
+        Ok(self.tables()?.doomed(count(limit), &self.claimant()))
+    }
+
+    async fn unpublished(
+        &self,
+        age: Duration,
+        after: Option<&JobId>,
+        limit: u32,
+    ) -> Result<Vec<StoredResult>, Error> {
+        Ok(self.tables()?.unpublished(age, after, count(limit), &self.claimant()))
+    }
+
+    async fn record(&self, record: &Record) -> Result<bool, Error> {
+        self.write(|tables| Ok(tables.record(record, &self.claimant())))
+    }
+
+    async fn forget(&self, job_id: &JobId) -> Result<(), Error> {
         self.write(|tables| {
-            tables.bury(letter);
+            tables.forget(job_id);
             Ok(())
         })
     }
 
-    async fn ping(&self) -> Result<(), Error> {
-        self.tables().map(drop)
+    async fn known(&self, job_ids: &[JobId]) -> Result<Vec<Known>, Error> {
+        Ok(self.tables()?.known(job_ids))
     }
+
+    async fn wish(&self, id: &str, target: Target, cancel: &Cancel) -> Result<Met, Error> {
+        self.write(|tables| Ok(tables.wish(id, target, cancel)))
+    }
+
+    async fn take_duty(&self, name: &'static str, every: Duration) -> Result<bool, Error> {
+        Ok(self.tables()?.take_duty(name, every, &self.claimant()))
+    }
+}
+
+fn count(limit: u32) -> usize {
+    usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -265,6 +359,7 @@ mod tests {
             request: Bytes::new(),
             timeout: Duration::from_secs(60),
             running: None,
+            lane: false,
         };
         store.accept(&offer).await
     }

@@ -1,4 +1,9 @@
-//! The tables in memory and the rules of their functions, as `migrations/0002_executor.sql` has them.
+//! The tables in memory and the rules of their functions, as `migrations/` has them.
+
+mod inspect;
+mod jobs;
+mod letters;
+mod upkeep;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,7 +18,7 @@ use crate::{
     ids::{CheckpointId, Epoch, JobId, Namespace, TaskId, ThreadId, UnixNanos},
     pregel::Version,
     store::{
-        Claim, Commit, DeadLetter, Error, Finish, JobState, NextJob, Offer, StoredResult, Verdict,
+        Cancel, Commit, Error, JobState, StoredEffect, StoredResult,
         langgraph::{Rows, StoredBlob, StoredRow, StoredWrite, WriteRow},
     },
     value::Name,
@@ -46,7 +51,13 @@ pub(super) struct Tables {
     checkpoints: BTreeMap<Graph, BTreeMap<CheckpointId, Row>>,
     blobs: HashMap<(Graph, Name, Version), Typed>,
     writes: BTreeMap<(Graph, CheckpointId), BTreeMap<(TaskId, i32), Written>>,
-    letters: BTreeMap<(String, u64), DeadLetter>,
+    effects: BTreeMap<(Graph, TaskId, Arc<str>), StoredEffect>,
+    last_letter: i64,
+    letters: BTreeMap<(String, u64), letters::Kept>,
+    /// Wishes to cancel jobs that nobody has heard of yet.
+    wishes: BTreeMap<JobId, Cancel>,
+    /// When each was last taken.
+    duties: BTreeMap<&'static str, UnixNanos>,
 }
 
 #[derive(Clone)]
@@ -62,22 +73,33 @@ struct Thread {
 
 struct Job {
     thread_id: ThreadId,
-    stream_seq: u64,
+    /// `None`: recorded before its message has a place.
+    stream_seq: Option<u64>,
+    /// The place of a copy of its message.
+    copy_seq: Option<u64>,
+    policy: &'static str,
     attempt: u32,
     charged: Vec<Epoch>,
     head_at_claim: Option<CheckpointId>,
+    /// The head of the thread when the job was first claimed.
+    base_head: Option<CheckpointId>,
     request: Bytes,
+    accepted: UnixNanos,
     deadline: UnixNanos,
+    cancel: Option<Cancel>,
     running: bool,
+    /// Whether its policy was applied to the jobs before it.
+    decided: bool,
     end: Option<End>,
 }
 
 struct End {
-    #[expect(dead_code, reason = "kept as the table keeps it; nothing in memory asks for it yet")]
     state: JobState,
-    epoch: Epoch,
+    /// `None`: it never ran.
+    epoch: Option<Epoch>,
     result: StoredResult,
     body: Option<Bytes>,
+    error: Option<serde_json::Value>,
     published: bool,
     at: UnixNanos,
 }
@@ -122,206 +144,8 @@ impl Tables {
         rows.last_key_value().map(|(id, _)| id.clone())
     }
 
-    pub(super) fn accept(&mut self, offer: &Offer, by: &Claimant<'_>) -> Verdict {
-        let thread = self.thread(&offer.thread_id).clone();
-        let job = self.jobs.entry(offer.job_id.clone()).or_insert_with(|| Job {
-            thread_id: offer.thread_id.clone(),
-            stream_seq: offer.stream_seq,
-            attempt: 0,
-            charged: Vec::new(),
-            head_at_claim: None,
-            request: offer.request.clone(),
-            deadline: by.after(offer.timeout),
-            running: false,
-            end: None,
-        });
-        if let Some(end) = &job.end {
-            if end.published {
-                return Verdict::Done;
-            }
-            return Verdict::DoneUnpublished { result: end.result.clone(), ended: by.now.since(end.at) };
-        }
-        let is_ours = thread.owner.as_ref() == Some(by.owner) && offer.running == Some(thread.epoch);
-        if thread.owner.is_some() && (thread.lease_until > by.now || is_ours) {
-            let retry_in = thread.lease_until.since(by.now);
-            let itself = thread.job_id.as_ref() == Some(&offer.job_id);
-            return if itself {
-                Verdict::RunningElsewhere { retry_in }
-            } else {
-                Verdict::Parked { retry_in }
-            };
-        }
-        // A started job first, then the order of the stream.
-        let open = self.jobs.iter().filter(|(_, job)| job.thread_id == offer.thread_id && job.end.is_none());
-        let next = open.min_by_key(|(_, job)| (!job.running, job.stream_seq)).map(|(id, _)| id.clone());
-        match next {
-            Some(job_id) => self.claim(&offer.thread_id, job_id, by),
-            // The job was first offered under another thread and is still open there.
-            None => Verdict::RunningElsewhere { retry_in: by.config.lease },
-        }
-    }
-
-    fn claim(&mut self, thread_id: &ThreadId, job_id: JobId, by: &Claimant<'_>) -> Verdict {
-        let head = self.newest(thread_id);
-        let thread = self.thread(thread_id).clone();
-        let job = self.jobs.get_mut(&job_id).expect("the caller found it");
-        if job.attempt > 0 && job.head_at_claim != head {
-            job.charged.clear();
-        } else if job.running && thread.owner.is_some() && !job.charged.contains(&thread.epoch) {
-            job.charged.push(thread.epoch);
-        }
-        let suspected = job.charged.len() >= by.config.max_crashes;
-        let thread = Thread {
-            owner: Some(by.owner.clone()),
-            chained_from: None,
-            lease_until: by.lease_until(),
-            head,
-            ..thread
-        };
-        let claim = self.start(thread_id, job_id, (thread, by.now));
-        if suspected { Verdict::Poison(claim) } else { Verdict::Run(claim) }
-    }
-
-    /// Gives `thread` a new epoch and starts the job under it.
-    fn start(
-        &mut self,
-        thread_id: &ThreadId,
-        job_id: JobId,
-        (mut thread, now): (Thread, UnixNanos),
-    ) -> Claim {
-        self.last_epoch += 1;
-        thread.epoch = Epoch(self.last_epoch);
-        thread.job_id = Some(job_id.clone());
-        let job = self.jobs.get_mut(&job_id).expect("the caller found it");
-        job.running = true;
-        job.attempt += 1;
-        job.head_at_claim.clone_from(&thread.head);
-        let claim = Claim {
-            thread_id: thread_id.clone(),
-            epoch: thread.epoch,
-            job_id,
-            attempt: job.attempt,
-            head: thread.head.clone(),
-            request: job.request.clone(),
-            time_left: job.deadline.since(now),
-        };
-        self.threads.insert(thread_id.clone(), thread);
-        claim
-    }
-
-    pub(super) fn finish(&mut self, finish: &Finish, by: &Claimant<'_>) -> Result<Option<Claim>, Error> {
-        let claim = &finish.claim;
-        let thread = self.thread(&claim.thread_id).clone();
-        let job = self.jobs.get_mut(&claim.job_id).ok_or_else(|| fenced(&claim.thread_id, claim.epoch))?;
-        if job.end.as_ref().is_some_and(|end| end.epoch == claim.epoch) {
-            return Ok(self.chained(&claim.thread_id, &thread, by, claim.epoch));
-        }
-        let held = thread.epoch == claim.epoch && thread.owner.as_ref() == Some(by.owner);
-        if !held || thread.job_id.as_ref() != Some(&claim.job_id) {
-            return Err(fenced(&claim.thread_id, claim.epoch));
-        }
-        job.running = false;
-        job.end = Some(End {
-            state: finish.state,
-            epoch: claim.epoch,
-            result: finish.result.clone(),
-            body: finish.body.clone(),
-            published: false,
-            at: by.now,
-        });
-        let queued =
-            self.jobs.iter().filter(|(_, job)| job.thread_id == claim.thread_id && job.end.is_none());
-        let next = queued.min_by_key(|(_, job)| job.stream_seq).map(|(id, _)| id.clone());
-        match next.filter(|_| finish.next == NextJob::Take) {
-            Some(job_id) => {
-                let chained_from = Some(claim.epoch);
-                let thread = Thread { chained_from, lease_until: by.lease_until(), ..thread };
-                Ok(Some(self.start(&claim.thread_id, job_id, (thread, by.now))))
-            }
-            None => {
-                *self.thread(&claim.thread_id) = Thread { job_id: None, ..freed(thread) };
-                Ok(None)
-            }
-        }
-    }
-
-    /// The claim that the finish of `epoch` handed on, as long as it stands.
-    fn chained(
-        &self,
-        thread_id: &ThreadId,
-        thread: &Thread,
-        by: &Claimant<'_>,
-        epoch: Epoch,
-    ) -> Option<Claim> {
-        if thread.owner.as_ref() != Some(by.owner) || thread.chained_from != Some(epoch) {
-            return None;
-        }
-        let job_id = thread.job_id.clone()?;
-        let job = self.jobs.get(&job_id)?;
-        Some(Claim {
-            thread_id: thread_id.clone(),
-            epoch: thread.epoch,
-            job_id,
-            attempt: job.attempt,
-            head: thread.head.clone(),
-            request: job.request.clone(),
-            time_left: job.deadline.since(by.now),
-        })
-    }
-
-    pub(super) fn release(&mut self, claim: &Claim, by: &Claimant<'_>) -> Result<(), Error> {
-        let thread = self.thread(&claim.thread_id);
-        let ours = thread.owner.as_ref().is_none_or(|owner| owner == by.owner);
-        if thread.epoch != claim.epoch || !ours {
-            return Err(fenced(&claim.thread_id, claim.epoch));
-        }
-        *thread = freed(thread.clone());
-        Ok(())
-    }
-
-    pub(super) fn refund(&mut self, claim: &Claim) {
-        if let Some(job) = self.jobs.get_mut(&claim.job_id) {
-            job.charged.retain(|epoch| *epoch != claim.epoch);
-        }
-    }
-
-    pub(super) fn renew(
-        &mut self,
-        claims: &[(ThreadId, Epoch)],
-        by: &Claimant<'_>,
-    ) -> Vec<(ThreadId, Epoch)> {
-        let mut renewed = Vec::new();
-        for (thread_id, epoch) in claims {
-            let thread = self.thread(thread_id);
-            if thread.epoch == *epoch && thread.owner.as_ref() == Some(by.owner) {
-                thread.lease_until = by.lease_until();
-                renewed.push((thread_id.clone(), *epoch));
-            }
-        }
-        renewed
-    }
-
-    pub(super) fn mark_published(&mut self, job_id: &JobId) {
-        if let Some(end) = self.jobs.get_mut(job_id).and_then(|job| job.end.as_mut()) {
-            end.published = true;
-        }
-    }
-
-    pub(super) fn result(&self, job_id: &JobId) -> Option<Bytes> {
-        let end = self.jobs.get(job_id)?.end.as_ref()?;
-        Some(end.body.as_ref().unwrap_or(&end.result.event).clone())
-    }
-
-    pub(super) fn bury(&mut self, letter: &DeadLetter) {
-        self.letters.entry((letter.stream.clone(), letter.stream_seq)).or_insert_with(|| letter.clone());
-    }
-
     pub(super) fn namespaces(&self, thread_id: &ThreadId) -> Vec<Namespace> {
         self.checkpoints.keys().filter(|(thread, _)| thread == thread_id).map(|(_, ns)| ns.clone()).collect()
-    }
-
-    pub(super) fn letters(&self) -> Vec<DeadLetter> {
-        self.letters.values().cloned().collect()
     }
 
     pub(super) fn commit(&mut self, commit: &Commit, rows: &Rows, by: &Claimant<'_>) -> Result<(), Error> {
@@ -366,6 +190,11 @@ impl Tables {
                 place.or_insert_with(written);
             }
         }
+        for effect in &rows.effects {
+            let row = &effect.row;
+            let key = (graph(&row.ns), row.task_id.clone(), row.call_id.clone());
+            self.effects.insert(key, effect.clone());
+        }
         for row in &rows.checkpoints {
             let of_graph = self.checkpoints.entry(graph(&row.ns)).or_default();
             of_graph.entry(row.id.clone()).or_insert_with(|| Row {
@@ -374,6 +203,17 @@ impl Tables {
                 metadata: row.metadata.clone(),
             });
         }
+    }
+
+    pub(super) fn effects(
+        &self,
+        thread_id: &ThreadId,
+        ns: &Namespace,
+        task_id: &TaskId,
+    ) -> Vec<StoredEffect> {
+        let graph = (thread_id.clone(), ns.clone());
+        let of_task = self.effects.iter().filter(|((of, task, _), _)| *of == graph && task == task_id);
+        of_task.map(|(_, row)| row.clone()).collect()
     }
 
     /// The newest `limit` checkpoints of a graph, or the one called `id`.
@@ -420,10 +260,6 @@ impl Tables {
             writes,
         }
     }
-}
-
-fn freed(thread: Thread) -> Thread {
-    Thread { owner: None, chained_from: None, lease_until: UnixNanos(0), ..thread }
 }
 
 fn fenced(thread_id: &ThreadId, epoch: Epoch) -> Error {

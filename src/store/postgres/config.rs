@@ -5,7 +5,7 @@ use std::{str::FromStr, time::Duration};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::PgConnectOptions;
 
-use crate::store::Error;
+use crate::store::{Error, MAX_STATE_BYTES};
 
 /// How the database is reached. `url`, when given, wins over the parts.
 #[derive(Clone, Debug)]
@@ -26,10 +26,13 @@ pub struct Config {
     pub schema: Option<String>,
     /// Connections for everything but commits.
     pub max_connections: u32,
-    /// Connections for commits; each has a task of its own and gathers batches of its own.
+    /// Connections for commits; each has a task of its own and gathers batches of its own. While rows are locked by
+    /// somebody else, each opens up to four more for the commits that wait for them.
     pub commit_connections: usize,
     /// How long a claim lasts unless it is renewed.
     pub lease: Duration,
+    /// Most bytes of one commit: what a superstep changes.
+    pub max_state_bytes: usize,
     /// After how many owners that vanished without progress a job is given up.
     pub max_crashes: i32,
     /// How long a caller waits for a connection before the database counts as unavailable.
@@ -65,6 +68,7 @@ impl Default for Config {
             // While one waits for the disk, the other gathers.
             commit_connections: 2,
             lease: Duration::from_secs(5),
+            max_state_bytes: MAX_STATE_BYTES,
             max_crashes: 5,
             acquire_timeout: Duration::from_secs(5),
             // The longest honest statement writes a few megabytes; a lock is held for milliseconds.

@@ -9,7 +9,7 @@ use crate::store::Error;
 pub(super) enum Failure {
     /// The connection or the server is gone or overloaded: the same statement may succeed on a new connection.
     Away(sqlx::Error),
-    /// The server gave up on the statement because it took too long; a smaller one may succeed.
+    /// The statement took too long, or waited too long for a lock: a smaller one may succeed.
     TooSlow(sqlx::Error),
     /// The statement will never succeed; the text names the cause without the data.
     Refused(String),
@@ -59,10 +59,10 @@ enum Fate {
 fn fate(error: &dyn DatabaseError) -> Fate {
     let code = error.code().unwrap_or_default();
     match &*code {
-        // query_canceled: statement_timeout, or an operator.
-        "57014" => Fate::Split,
-        // serialization_failure, deadlock_detected, lock_not_available.
-        "40001" | "40P01" | "55P03" => Fate::Retry,
+        // query_canceled: statement_timeout, or an operator. lock_not_available: lock_timeout.
+        "57014" | "55P03" => Fate::Split,
+        // serialization_failure, deadlock_detected.
+        "40001" | "40P01" => Fate::Retry,
         // read_only_sql_transaction: we still talk to a server that is a standby now.
         "25006" => Fate::Retry,
         // invalid_sql_statement_name, duplicate_prepared_statement: the pooler gave us another connection.

@@ -1,47 +1,62 @@
-//! Jobs, claims, results and dead letters: each call is one statement.
+//! Jobs, claims and results: each call is one statement, most of them for many jobs at once.
 
-use std::time::Duration;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use sqlx::{Row, postgres::PgRow, types::Json};
+use sqlx::{Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{PostgresStore, statement::millis};
+use super::{
+    PostgresStore,
+    failure::Failure,
+    gather::again,
+    link::Link,
+    statement::{millis, without_nul},
+};
 use crate::{
     ids::{CheckpointId, Epoch, JobId, ThreadId},
-    store::{Claim, DeadLetter, Error, Finish, NextJob, Offer, StoredResult, Verdict},
+    store::{Cancel, CancelKind, Claim, Ending, Error, Offer, Renewed, StoredResult, Verdict},
 };
 
-const ACCEPT: &str = "SELECT verdict, job_id, epoch, attempt, head, request, time_ms, event_id, subject, event \
-    FROM executor_accept($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, true)";
+const ACCEPT: &str = "SELECT nr, verdict, job_id, epoch, attempt, head, request, time_ms, cancel, suspect, event_id, \
+    subject, event FROM executor_accept($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) ORDER BY nr";
 
-const FINISH: &str = "SELECT status, job_id, epoch, attempt, head, request, time_ms \
-    FROM executor_finish($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+/// What was too large to travel under locks.
+const LARGE: &str = "SELECT job_id, request, result FROM executor_job WHERE job_id = ANY ($1)";
+
+const END: &str = "SELECT executor_end($1, $2, $3, $4, $5, $6, $7)";
 
 const RELEASE: &str = "SELECT executor_release($1, $2, $3)";
 
 const REFUND: &str = "SELECT executor_refund($1, $2)";
 
-const RENEW: &str = "SELECT thread_id, epoch FROM executor_heartbeat($1, $2, $3, $4)";
+const RENEW: &str = "SELECT thread_id, epoch, cancel FROM executor_heartbeat($1, $2, $3, $4)";
 
-const PUBLISHED: &str =
-    "UPDATE executor_job SET published_at = clock_timestamp() WHERE job_id = $1 AND published_at IS NULL";
+const PUBLISHED: &str = "UPDATE executor_job SET published_at = clock_timestamp() \
+    WHERE job_id = ANY ($1) AND published_at IS NULL";
 
 const RESULT: &str =
     "SELECT coalesce(result_body, result) FROM executor_job WHERE job_id = $1 AND finished_at IS NOT NULL";
 
-const BURY: &str = "INSERT INTO executor_dead_letter \
-    (stream, stream_seq, subject, headers, payload, job_id, thread_id, reason, detail, deliveries) \
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (stream, stream_seq) DO NOTHING";
+/// Stands for the id of a checkpoint that cannot be read; no checkpoint has it.
+const UNREADABLE: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Columns of a claim; the same names in both functions.
-struct Columns<'a> {
-    row: &'a PgRow,
-    thread_id: &'a ThreadId,
+/// Who claims, and on what terms.
+#[derive(Clone, Debug)]
+pub(super) struct Claimant {
+    pub(super) owner: String,
+    pub(super) lease: Duration,
+    pub(super) max_crashes: i32,
+}
+
+/// Columns of a claim; the same names in every function that makes one.
+pub(super) struct Columns<'a> {
+    pub(super) row: &'a PgRow,
+    pub(super) thread_id: &'a ThreadId,
 }
 
 impl Columns<'_> {
-    fn get<'r, T>(&'r self, column: &'static str) -> Result<T, Error>
+    pub(super) fn get<'r, T>(&'r self, column: &'static str) -> Result<T, Error>
     where
         T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
     {
@@ -56,19 +71,32 @@ impl Columns<'_> {
         JobId::parse(self.get("job_id")?).map_err(|error| self.corrupt(format!("job id: {error}")))
     }
 
-    fn claim(&self) -> Result<Claim, Error> {
-        let head: Option<&str> = self.get("head")?;
-        let head = head.map(CheckpointId::parse).transpose();
+    pub(super) fn claim(&self) -> Result<Claim, Error> {
         let attempt: i32 = self.get("attempt")?;
         Ok(Claim {
             thread_id: self.thread_id.clone(),
             epoch: Epoch(self.get("epoch")?),
             job_id: self.job_id()?,
             attempt: u32::try_from(attempt).map_err(|error| self.corrupt(error.to_string()))?,
-            head: head.map_err(|error| self.corrupt(format!("head: {error}")))?,
+            head: self.get::<Option<&str>>("head")?.map(|text| self.head(text)),
             request: Bytes::from(self.get::<Option<Vec<u8>>>("request")?.unwrap_or_default()),
             time_left: self.time()?,
+            cancel: self.cancel()?,
+            suspect: self.get("suspect")?,
         })
+    }
+
+    /// The head of the thread. The claim stands whatever a foreign writer called its checkpoint: the run loads the
+    /// newest checkpoint, cannot read it either, and ends its job with that error.
+    fn head(&self, text: &str) -> CheckpointId {
+        CheckpointId::parse(text).unwrap_or_else(|error| {
+            tracing::warn!(thread_id = %self.thread_id, %error, "the thread's newest checkpoint has a foreign id");
+            CheckpointId::parse(UNREADABLE).expect("a UUID")
+        })
+    }
+
+    fn cancel(&self) -> Result<Option<Cancel>, Error> {
+        Ok(cancel(self.get("cancel")?))
     }
 
     fn result(&self) -> Result<StoredResult, Error> {
@@ -85,10 +113,16 @@ impl Columns<'_> {
         Ok(Duration::from_millis(millis.and_then(|millis| u64::try_from(millis).ok()).unwrap_or(0)))
     }
 
-    fn verdict(&self) -> Result<Verdict, Error> {
+    pub(super) fn verdict(&self) -> Result<Verdict, Error> {
         Ok(match self.get("verdict")? {
             "run" => Verdict::Run(self.claim()?),
             "poison" => Verdict::Poison(self.claim()?),
+            "need_lane" => Verdict::NeedLane,
+            "rejected" => {
+                let cancel =
+                    self.cancel()?.ok_or_else(|| self.corrupt("a rejection without a reason".into()))?;
+                Verdict::Rejected(cancel)
+            }
             "parked" => Verdict::Parked { retry_in: self.time()? },
             "running_elsewhere" => Verdict::RunningElsewhere { retry_in: self.time()? },
             "done" => Verdict::Done,
@@ -98,57 +132,162 @@ impl Columns<'_> {
     }
 }
 
-impl PostgresStore {
-    pub(super) async fn accept_job(&self, offer: &Offer) -> Result<Verdict, Error> {
-        let (offered, owner) = (offer.clone(), self.owner.clone());
-        let (lease, max_crashes) = (millis(self.lease), self.max_crashes);
-        // One per call, not per try: the same call may repeat its claim, another call may not.
-        let nonce = Uuid::new_v4().to_string();
-        let seq = stream_seq(offer.stream_seq)?;
-        let rows = self.link.rows(move || {
-            sqlx::query(ACCEPT)
-                .bind(offered.job_id.as_str())
-                .bind(offered.thread_id.as_str())
-                .bind(seq)
-                .bind(offered.multitask_strategy)
-                .bind(&*offered.request)
-                .bind(millis(offered.timeout))
-                .bind(&*owner)
-                .bind(&*nonce)
-                .bind(offered.running.map(|epoch| epoch.0))
-                .bind(lease)
-                .bind(max_crashes)
-        });
-        let rows = rows.await?;
-        let row = rows.first().ok_or_else(|| Error::Refused("executor_accept returned no row".into()))?;
-        Columns { row, thread_id: &offer.thread_id }.verdict()
+/// A wish to cancel as it is stored. One that cannot be read is a wish all the same, so that its job ends and the
+/// rows beside it are read.
+pub(super) fn cancel(stored: Option<&str>) -> Option<Cancel> {
+    stored.map(|text| {
+        serde_json::from_str(text).unwrap_or_else(|error| {
+            tracing::warn!(%error, "a stored wish to cancel cannot be read");
+            Cancel { kind: CancelKind::Cancel, by: "unknown".into(), reason: None }
+        })
+    })
+}
+
+/// Offers many jobs, each with the nonce of its call, in one statement. A row that cannot be read is an error for
+/// its own caller only: the others' claims are granted.
+pub(super) async fn accept(
+    link: &Link,
+    claimant: &Claimant,
+    offers: Vec<(Offer, String)>,
+) -> Result<Vec<Result<Verdict, Error>>, Failure> {
+    let seq =
+        |offer: &Offer| stream_seq(offer.stream_seq).map_err(|error| Failure::Refused(error.to_string()));
+    let seqs = offers.iter().map(|(offer, _)| seq(offer)).collect::<Result<Vec<_>, _>>()?;
+    let (offers, by) = (Arc::new(offers), claimant.clone());
+    let offered = offers.clone();
+    let rows = link.rows_or_failure(move || {
+        let all = || offered.iter().map(|(offer, _)| offer);
+        sqlx::query(ACCEPT)
+            .bind(all().map(|offer| offer.job_id.as_str()).collect::<Vec<_>>())
+            .bind(all().map(|offer| offer.thread_id.as_str()).collect::<Vec<_>>())
+            .bind(seqs.clone())
+            .bind(all().map(|offer| offer.multitask_strategy).collect::<Vec<_>>())
+            .bind(all().map(|offer| &*offer.request).collect::<Vec<_>>())
+            .bind(all().map(|offer| millis(offer.timeout)).collect::<Vec<_>>())
+            .bind(offered.iter().map(|(_, nonce)| nonce.as_str()).collect::<Vec<_>>())
+            .bind(all().map(|offer| offer.running.map(|epoch| epoch.0)).collect::<Vec<_>>())
+            .bind(all().map(|offer| offer.lane).collect::<Vec<_>>())
+            .bind(by.owner.as_str())
+            .bind(millis(by.lease))
+            .bind(by.max_crashes)
+    });
+    let rows = rows.await?;
+    if rows.len() != offers.len() {
+        return Err(Failure::Refused("executor_accept did not answer every offer".into()));
+    }
+    let large = Large::read(link, rows.iter().filter_map(left_out).map(str::to_owned).collect()).await;
+    Ok(rows.iter().zip(&*offers).map(|(row, (offer, _))| answer(row, offer, &large)).collect())
+}
+
+/// The job of a row whose request or event was too large to come with it.
+fn left_out(row: &PgRow) -> Option<&str> {
+    let column = match row.try_get("verdict").ok()? {
+        "run" | "poison" => "request",
+        "done_unpublished" => "event",
+        _ => return None,
+    };
+    let missing = row.try_get::<Option<&[u8]>, _>(column).ok()?.is_none();
+    missing.then(|| row.try_get("job_id").ok()).flatten()
+}
+
+/// The verdict on `offer`. The request of its own job does not travel back.
+fn answer(row: &PgRow, offer: &Offer, large: &Result<Large, Error>) -> Result<Verdict, Error> {
+    let large = || large.as_ref().map_err(again);
+    let mut verdict = Columns { row, thread_id: &offer.thread_id }.verdict()?;
+    match &mut verdict {
+        Verdict::Run(claim) | Verdict::Poison(claim) if left_out(row).is_some() => {
+            large()?.complete(claim)?
+        }
+        Verdict::Run(claim) | Verdict::Poison(claim) if claim.request.is_empty() => {
+            claim.request = offer.request.clone();
+        }
+        Verdict::DoneUnpublished { result, .. } if left_out(row).is_some() => {
+            result.event = large()?.find(&result.job_id, &offer.thread_id)?.1.clone();
+        }
+        Verdict::Run(_)
+        | Verdict::Poison(_)
+        | Verdict::NeedLane
+        | Verdict::Rejected(_)
+        | Verdict::Parked { .. }
+        | Verdict::RunningElsewhere { .. }
+        | Verdict::Done
+        | Verdict::DoneUnpublished { .. } => {}
+    }
+    Ok(verdict)
+}
+
+/// Requests and events that were too large to travel under locks, by job.
+#[derive(Default)]
+struct Large(HashMap<String, (Bytes, Bytes)>);
+
+impl Large {
+    /// Reads those of `jobs`, without a lock.
+    async fn read(link: &Link, jobs: Vec<String>) -> Result<Self, Error> {
+        if jobs.is_empty() {
+            return Ok(Self::default());
+        }
+        let rows = link.rows(move || sqlx::query(LARGE).bind(jobs.clone())).await?;
+        let bytes = |row: &PgRow, column| {
+            row.try_get::<Option<Vec<u8>>, _>(column).map(|bytes| Bytes::from(bytes.unwrap_or_default()))
+        };
+        let job = |row: &PgRow| Ok((row.try_get(0)?, (bytes(row, 1)?, bytes(row, 2)?)));
+        let all = rows.iter().map(job).collect::<Result<_, sqlx::Error>>();
+        all.map(Self).map_err(|error| Error::Refused(error.to_string()))
     }
 
-    pub(super) async fn finish_job(&self, finish: &Finish) -> Result<Option<Claim>, Error> {
-        let (end, owner, lease) = (finish.clone(), self.owner.clone(), millis(self.lease));
+    /// Gives a claim its request.
+    fn complete(&self, claim: &mut Claim) -> Result<(), Error> {
+        claim.request = self.find(&claim.job_id, &claim.thread_id)?.0.clone();
+        Ok(())
+    }
+
+    fn find(&self, job_id: &JobId, thread_id: &ThreadId) -> Result<&(Bytes, Bytes), Error> {
+        self.0.get(job_id.as_str()).ok_or_else(|| Error::Corrupt {
+            thread_id: thread_id.to_string(),
+            what: "request",
+            reason: "its job is gone".into(),
+        })
+    }
+}
+
+/// Gives a claim its request, when that was too large to come with it.
+pub(super) async fn complete(link: &Link, claim: &mut Claim) -> Result<(), Error> {
+    if claim.request.is_empty() {
+        Large::read(link, vec![claim.job_id.to_string()]).await?.complete(claim)?;
+    }
+    Ok(())
+}
+
+/// Marks results as published in one statement.
+pub(super) async fn mark_published(
+    link: &Link,
+    job_ids: Vec<JobId>,
+) -> Result<Vec<Result<(), Error>>, Failure> {
+    let count = job_ids.len();
+    let ids: Vec<String> = job_ids.iter().map(ToString::to_string).collect();
+    link.rows_or_failure(move || sqlx::query(PUBLISHED).bind(ids.clone())).await?;
+    Ok((0..count).map(|_| Ok(())).collect())
+}
+
+impl PostgresStore {
+    pub(super) async fn accept_job(&self, offer: &Offer) -> Result<Verdict, Error> {
+        // One nonce per call, not per try: the same call may repeat its claim, another call may not.
+        self.accepts.call((offer.clone(), Uuid::new_v4().to_string())).await
+    }
+
+    pub(super) async fn end_job(&self, ending: &Ending) -> Result<bool, Error> {
+        let ending = ending.clone();
         let rows = self.link.rows(move || {
-            sqlx::query(FINISH)
-                .bind(end.claim.thread_id.as_str())
-                .bind(end.claim.epoch.0)
-                .bind(&*owner)
-                .bind(end.claim.job_id.as_str())
-                .bind(end.state.as_str())
-                .bind(end.result.event_id.as_str())
-                .bind(end.result.subject.as_str())
-                .bind(&*end.result.event)
-                .bind(end.body.as_deref())
-                .bind(end.error.as_ref().map(|error| Json(without_nul(error))))
-                .bind(end.next == NextJob::Take)
-                .bind(lease)
+            sqlx::query(END)
+                .bind(ending.result.job_id.to_string())
+                .bind(ending.state.as_str())
+                .bind(ending.result.event_id.clone())
+                .bind(ending.result.subject.clone())
+                .bind(ending.result.event.to_vec())
+                .bind(ending.body.as_deref().map(<[u8]>::to_vec))
+                .bind(ending.error.as_ref().map(|error| without_nul(error).to_string()))
         });
-        let rows = rows.await?;
-        let row = rows.first().ok_or_else(|| Error::Refused("executor_finish returned no row".into()))?;
-        let columns = Columns { row, thread_id: &finish.claim.thread_id };
-        if columns.get::<&str>("status")? == "fenced" {
-            return Err(fenced(&finish.claim));
-        }
-        let next: Option<&str> = columns.get("job_id")?;
-        next.map(|_| columns.claim()).transpose()
+        Ok(rows.await?.first().is_some_and(|row| row.try_get(0).unwrap_or(false)))
     }
 
     pub(super) async fn release_thread(&self, claim: &Claim) -> Result<(), Error> {
@@ -166,11 +305,8 @@ impl PostgresStore {
         self.link.rows(statement).await.map(drop)
     }
 
-    pub(super) async fn renew_leases(
-        &self,
-        claims: &[(ThreadId, Epoch)],
-    ) -> Result<Vec<(ThreadId, Epoch)>, Error> {
-        let (claims, owner, lease) = (claims.to_vec(), self.owner.clone(), millis(self.lease));
+    pub(super) async fn renew_leases(&self, claims: &[(ThreadId, Epoch)]) -> Result<Vec<Renewed>, Error> {
+        let (claims, owner, lease) = (claims.to_vec(), self.owner.clone(), millis(self.claimant.lease));
         let rows = self.link.rows(move || {
             let threads: Vec<&str> = claims.iter().map(|(thread, _)| thread.as_str()).collect();
             let epochs: Vec<i64> = claims.iter().map(|(_, epoch)| epoch.0).collect();
@@ -178,16 +314,15 @@ impl PostgresStore {
         });
         let corrupt = |reason: String| Error::Corrupt { thread_id: String::new(), what: "request", reason };
         let renewed = |row: &PgRow| {
-            let thread: &str = row.try_get(0).map_err(|error| corrupt(error.to_string()))?;
-            let epoch: i64 = row.try_get(1).map_err(|error| corrupt(error.to_string()))?;
-            Ok((ThreadId::parse(thread).map_err(|error| corrupt(error.to_string()))?, Epoch(epoch)))
+            let unread = |error: sqlx::Error| corrupt(error.to_string());
+            let thread_id = ThreadId::parse(row.try_get(0).map_err(unread)?);
+            Ok(Renewed {
+                thread_id: thread_id.map_err(|error| corrupt(error.to_string()))?,
+                epoch: Epoch(row.try_get(1).map_err(unread)?),
+                cancel: cancel(row.try_get(2).map_err(unread)?),
+            })
         };
         rows.await?.iter().map(renewed).collect()
-    }
-
-    pub(super) async fn note_published(&self, job_id: &JobId) -> Result<(), Error> {
-        let job_id = job_id.clone();
-        self.link.rows(move || sqlx::query(PUBLISHED).bind(job_id.as_str())).await.map(drop)
     }
 
     pub(super) async fn full_result(&self, job_id: &JobId) -> Result<Option<Bytes>, Error> {
@@ -197,27 +332,6 @@ impl PostgresStore {
         let body = body.map_err(|error| Error::Refused(error.to_string()))?;
         Ok(body.flatten().map(Bytes::from))
     }
-
-    pub(super) async fn keep_letter(&self, letter: &DeadLetter) -> Result<(), Error> {
-        let seq = stream_seq(letter.stream_seq)?;
-        let letter = letter.clone();
-        let statement = move || {
-            let headers: Vec<[String; 2]> =
-                letter.headers.iter().map(|(name, value)| [plain(name), plain(value)]).collect();
-            sqlx::query(BURY)
-                .bind(plain(&letter.stream))
-                .bind(seq)
-                .bind(plain(&letter.subject))
-                .bind(Json(headers))
-                .bind(&*letter.payload)
-                .bind(letter.job_id.as_ref().map(JobId::as_str))
-                .bind(letter.thread_id.as_ref().map(ThreadId::as_str))
-                .bind(letter.reason)
-                .bind(Json(serde_json::json!({ "error": plain(&letter.error) })))
-                .bind(i64::try_from(letter.deliveries).unwrap_or(i64::MAX))
-        };
-        self.link.rows(statement).await.map(drop)
-    }
 }
 
 fn fenced(claim: &Claim) -> Error {
@@ -225,23 +339,7 @@ fn fenced(claim: &Claim) -> Error {
     Error::Fenced { thread_id: claim.thread_id.clone(), epoch: claim.epoch }
 }
 
-fn stream_seq(seq: u64) -> Result<i64, Error> {
+/// A place in a stream as the tables keep it.
+pub(super) fn stream_seq(seq: u64) -> Result<i64, Error> {
     i64::try_from(seq).map_err(|_| Error::Refused("a stream sequence beyond 63 bits".into()))
-}
-
-/// Postgres has no text with the character U+0000; a dead letter may well contain one.
-fn plain(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
-}
-
-/// The same for the texts of an error.
-fn without_nul(json: &serde_json::Value) -> serde_json::Value {
-    match json {
-        serde_json::Value::String(text) => plain(text).into(),
-        serde_json::Value::Array(items) => items.iter().map(without_nul).collect(),
-        serde_json::Value::Object(map) => {
-            map.iter().map(|(key, value)| (plain(key), without_nul(value))).collect()
-        }
-        serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Number(_) => json.clone(),
-    }
 }

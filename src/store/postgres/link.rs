@@ -98,31 +98,36 @@ impl Link {
         &self,
         make: impl Fn() -> Statement + Send + Sync + 'static,
     ) -> Result<Vec<PgRow>, Error> {
-        let link = self.clone();
-        let task = self.tasks.spawn(async move { link.try_rows(make).await });
-        task.await.map_err(|error| Error::Unavailable(Box::new(error)))?
+        self.rows_or_failure(make).await.map_err(Failure::into_error)
     }
 
-    async fn try_rows(&self, make: impl Fn() -> Statement) -> Result<Vec<PgRow>, Error> {
+    /// The same for callers that can ask for less at once.
+    pub(super) async fn rows_or_failure(
+        &self,
+        make: impl Fn() -> Statement + Send + Sync + 'static,
+    ) -> Result<Vec<PgRow>, Failure> {
+        let link = self.clone();
+        let task = self.tasks.spawn(async move { link.try_rows(make).await });
+        task.await.map_err(|error| Failure::Away(sqlx::Error::Io(std::io::Error::other(error))))?
+    }
+
+    async fn try_rows(&self, make: impl Fn() -> Statement) -> Result<Vec<PgRow>, Failure> {
         let mut pause = PAUSE;
         for _ in 1..TRIES {
             match self.once(make(), self.answer_limit).await {
                 Err(Failure::Away(error)) => {
                     count_error();
                     if matches!(error, sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed) {
-                        return Err(Error::Unavailable(Box::new(error)));
+                        return Err(Failure::Away(error));
                     }
                     tracing::debug!(%error, "database statement is tried again");
                     tokio::time::sleep(pause).await;
                     pause *= 2;
                 }
-                result => return result.map_err(Failure::into_error),
+                result => return result,
             }
         }
-        self.once(make(), self.answer_limit).await.map_err(|failure| {
-            count_error();
-            failure.into_error()
-        })
+        self.once(make(), self.answer_limit).await.inspect_err(|_| count_error())
     }
 
     async fn once(&self, statement: Statement, limit: Duration) -> Result<Vec<PgRow>, Failure> {
@@ -175,10 +180,11 @@ impl Link {
         let answer = statement.persistent(self.persistent).fetch_all(&mut own.connection);
         let result = match tokio::time::timeout(self.answer_limit, answer).await {
             Ok(result) => result.map_err(Failure::from),
-            Err(_) => Err(Failure::Away(no_answer())),
+            // Behind a pooler nothing but this limits a statement, so it may be the statement's fault.
+            Err(_) => return Err(Failure::TooSlow(no_answer())),
         };
-        // After a refusal the connection is sound; after anything else it is dropped here.
-        if matches!(result, Ok(_) | Err(Failure::Refused(_))) {
+        // After an answer the connection is sound; after anything else it is dropped here.
+        if matches!(result, Ok(_) | Err(Failure::Refused(_) | Failure::TooSlow(_))) {
             own.last_used = tokio::time::Instant::now();
             *place = Some(own);
         }

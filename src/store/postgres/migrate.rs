@@ -77,20 +77,33 @@ async fn create_schema(connection: &mut PgConnection, schema: &str) -> Result<()
 
 /// Somebody without our lock created the same thing: unique_violation, duplicate_table, duplicate_object.
 fn is_race(error: &sqlx::Error) -> bool {
-    let mut cause = error;
-    if let sqlx::Error::Migrate(outer) = error
-        && let MigrateError::ExecuteMigration(inner, _) = &**outer
-    {
-        cause = inner;
-    }
-    let code = cause.as_database_error().and_then(DatabaseError::code);
+    let code = statement_error(error).as_database_error().and_then(DatabaseError::code);
     code.is_some_and(|code| matches!(&*code, "23505" | "42P07" | "42710"))
 }
 
+/// The error of a statement, which the migrator wraps in one of its own.
+fn statement_error(error: &sqlx::Error) -> &sqlx::Error {
+    if let sqlx::Error::Migrate(outer) = error
+        && let MigrateError::Execute(inner) | MigrateError::ExecuteMigration(inner, _) = &**outer
+    {
+        return inner;
+    }
+    error
+}
+
 fn into_error(error: sqlx::Error) -> Error {
+    let sqlx::Error::Migrate(outer) = error else { return refused_or_away(error, None) };
+    let text = with_causes(&*outer);
+    // The database went away in the middle: it is waited for, like one that was never there.
+    if let MigrateError::Execute(inner) | MigrateError::ExecuteMigration(inner, _) = *outer {
+        return refused_or_away(inner, Some(text));
+    }
+    Error::Migration(text)
+}
+
+fn refused_or_away(error: sqlx::Error, text: Option<String>) -> Error {
     match Failure::from(error) {
-        Failure::Away(sqlx::Error::Migrate(cause)) => Error::Migration(with_causes(&cause)),
-        Failure::Refused(text) => Error::Migration(text),
+        Failure::Refused(reason) => Error::Migration(text.unwrap_or(reason)),
         away @ (Failure::Away(_) | Failure::TooSlow(_)) => away.into_error(),
     }
 }
@@ -107,4 +120,21 @@ fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
         cause = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_goes_away_in_a_migration_is_waited_for_and_a_refusal_is_final() {
+        let broken = || sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into());
+        for outer in [MigrateError::Execute(broken()), MigrateError::ExecuteMigration(broken(), 3)] {
+            assert!(matches!(into_error(sqlx::Error::Migrate(Box::new(outer))), Error::Unavailable(_)));
+        }
+        let refused = MigrateError::ExecuteMigration(sqlx::Error::RowNotFound, 3);
+        for outer in [refused, MigrateError::VersionMismatch(3)] {
+            assert!(matches!(into_error(sqlx::Error::Migrate(Box::new(outer))), Error::Migration(_)));
+        }
+    }
 }

@@ -5,12 +5,18 @@
 
 mod commit;
 mod config;
+mod effect;
 mod failure;
+mod gather;
+mod inspect;
 mod jobs;
+mod late;
+mod letters;
 mod link;
 mod load;
 mod migrate;
 mod statement;
+mod upkeep;
 
 use std::{
     hash::{BuildHasher, BuildHasherDefault, DefaultHasher},
@@ -20,19 +26,24 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Statements};
 
 use self::{
-    commit::{Committer, Entry},
+    commit::{Answer, Committer, Entry},
+    gather::Gather,
+    jobs::Claimant,
     link::Link,
 };
 use super::{
-    Checkpoints, Claim, Commit, DeadLetter, Error, Finish, Jobs, Offer, Saved, Verdict, langgraph::Rows,
+    Cancel, Checkpoints, Claim, Commit, DeadLetter, Doomed, EffectRow, Ending, Error, Expired, Finish, Grace,
+    Inspect, JobView, Jobs, Known, Letter, LetterFilter, Letters, Met, Offer, Overview, Record, Renewed,
+    Replayed, Retention, Saved, StoredResult, Target, Trail, Upkeep, Verdict, Waiting, WholeLetter,
+    langgraph::Rows,
 };
-use crate::ids::{CheckpointId, Epoch, JobId, Namespace, ThreadId};
+use crate::ids::{CheckpointId, Epoch, JobId, Namespace, TaskId, ThreadId};
 
 /// The store of one process.
 #[derive(Debug)]
@@ -40,9 +51,12 @@ pub struct PostgresStore {
     link: Link,
     /// One inbox per commit task; a thread always uses the same one.
     inboxes: Vec<mpsc::Sender<Entry>>,
+    /// Offers, each with the nonce of its call.
+    accepts: Gather<(Offer, String), Verdict>,
+    marks: Gather<JobId, ()>,
     owner: Arc<str>,
-    lease: Duration,
-    max_crashes: i32,
+    claimant: Claimant,
+    max_state_bytes: usize,
     closing: CancellationToken,
 }
 
@@ -73,8 +87,19 @@ impl PostgresStore {
             inbox
         };
         let inboxes = (0..config.commit_connections.max(1)).map(commit_task).collect();
-        let (lease, max_crashes) = (config.lease, config.max_crashes);
-        Ok(Self { link, inboxes, owner: owner.into(), lease, max_crashes, closing })
+        let claimant =
+            Claimant { owner: owner.to_owned(), lease: config.lease, max_crashes: config.max_crashes };
+        let (offering, marking, offered_by) = (link.clone(), link.clone(), claimant.clone());
+        let accepts = Gather::start(link.tasks(), closing.clone(), move |offers| {
+            let (link, claimant) = (offering.clone(), offered_by.clone());
+            async move { jobs::accept(&link, &claimant, offers).await }
+        });
+        let marks = Gather::start(link.tasks(), closing.clone(), move |job_ids| {
+            let link = marking.clone();
+            async move { jobs::mark_published(&link, job_ids).await }
+        });
+        let max_state_bytes = config.max_state_bytes;
+        Ok(Self { link, inboxes, accepts, marks, owner: owner.into(), claimant, max_state_bytes, closing })
     }
 
     /// Brings the schema up to date, next to Python's `setup()` and with any number of processes at once.
@@ -90,6 +115,28 @@ impl PostgresStore {
     pub async fn close(&self) {
         self.closing.cancel();
         self.link.close().await;
+    }
+
+    async fn hand_in(&self, entry: Entry, answered: oneshot::Receiver<Answer>) -> Answer {
+        let inbox = self.inbox(entry.thread_id());
+        let closed = || Error::Unavailable("the store is closed".into());
+        inbox.send(entry).await.map_err(|_| closed())?;
+        answered.await.map_err(|_| closed())?
+    }
+
+    /// Gives the claim that came with an end its request, whenever the database can be asked: the end is durable, and
+    /// an error would look as if it were not.
+    async fn complete(&self, claim: &mut Claim) -> Result<(), Error> {
+        while let Err(error) = jobs::complete(&self.link, claim).await {
+            tracing::warn!(thread_id = %claim.thread_id, %error, "the next job's request is asked for again");
+            let pause = tokio::time::sleep(commit::LONGEST_PAUSE);
+            if !matches!(error, Error::Unavailable(_))
+                || self.closing.run_until_cancelled(pause).await.is_none()
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn inbox(&self, thread_id: &ThreadId) -> &mpsc::Sender<Entry> {
@@ -112,12 +159,22 @@ impl Checkpoints for PostgresStore {
     }
 
     async fn commit(&self, commit: Commit) -> Result<(), Error> {
-        let rows = Rows::encode(&commit)?;
-        let inbox = self.inbox(&commit.thread_id);
+        let rows = Rows::encode(&commit, self.max_state_bytes)?;
         let (entry, answered) = Entry::new(commit, rows);
-        let closed = || Error::Unavailable("the store is closed".into());
-        inbox.send(entry).await.map_err(|_| closed())?;
-        answered.await.map_err(|_| closed())?
+        self.hand_in(entry, answered).await.map(drop)
+    }
+
+    fn lease(&self) -> Duration {
+        self.claimant.lease
+    }
+
+    async fn effects(
+        &self,
+        thread_id: &ThreadId,
+        ns: &Namespace,
+        task_id: &TaskId,
+    ) -> Result<Vec<EffectRow>, Error> {
+        effect::of_task(&self.link, thread_id, ns, task_id).await
     }
 
     async fn history(&self, thread_id: &ThreadId, ns: &Namespace, limit: u32) -> Result<Vec<Saved>, Error> {
@@ -131,8 +188,23 @@ impl Jobs for PostgresStore {
         self.accept_job(offer).await
     }
 
-    async fn finish(&self, finish: &Finish) -> Result<Option<Claim>, Error> {
-        self.finish_job(finish).await
+    async fn finish(&self, finish: Finish) -> Result<Option<Claim>, Error> {
+        let rows = finish
+            .last
+            .as_ref()
+            .map(|last| Rows::encode(last, self.max_state_bytes))
+            .transpose()?
+            .unwrap_or_default();
+        let (entry, answered) = Entry::ending(finish, rows);
+        let mut next = self.hand_in(entry, answered).await?;
+        if let Some(claim) = &mut next {
+            self.complete(claim).await?;
+        }
+        Ok(next)
+    }
+
+    async fn end(&self, ending: &Ending) -> Result<bool, Error> {
+        self.end_job(ending).await
     }
 
     async fn release(&self, claim: &Claim) -> Result<(), Error> {
@@ -143,7 +215,7 @@ impl Jobs for PostgresStore {
         self.refund_epoch(claim).await
     }
 
-    async fn renew(&self, claims: &[(ThreadId, Epoch)]) -> Result<Vec<(ThreadId, Epoch)>, Error> {
+    async fn renew(&self, claims: &[(ThreadId, Epoch)]) -> Result<Vec<Renewed>, Error> {
         if claims.is_empty() {
             return Ok(Vec::new());
         }
@@ -151,18 +223,112 @@ impl Jobs for PostgresStore {
     }
 
     async fn mark_published(&self, job_id: &JobId) -> Result<(), Error> {
-        self.note_published(job_id).await
+        self.marks.call(job_id.clone()).await
     }
 
     async fn result(&self, job_id: &JobId) -> Result<Option<Bytes>, Error> {
         self.full_result(job_id).await
     }
 
-    async fn bury(&self, letter: &DeadLetter) -> Result<(), Error> {
-        self.keep_letter(letter).await
-    }
-
     async fn ping(&self) -> Result<(), Error> {
         self.link.ping().await
+    }
+}
+
+#[async_trait]
+impl Letters for PostgresStore {
+    async fn bury(&self, letter: &DeadLetter) -> Result<bool, Error> {
+        letters::bury(&self.link, letter).await
+    }
+
+    async fn letters(&self, filter: &LetterFilter, limit: u32) -> Result<Vec<Letter>, Error> {
+        letters::letters(&self.link, filter, limit).await
+    }
+
+    async fn letter(&self, id: i64) -> Result<Option<WholeLetter>, Error> {
+        letters::letter(&self.link, id).await
+    }
+
+    async fn mark_replayed(&self, replayed: &Replayed) -> Result<bool, Error> {
+        letters::mark_replayed(&self.link, replayed).await
+    }
+
+    async fn discard(&self, ids: &[i64]) -> Result<u64, Error> {
+        letters::discard(&self.link, ids).await
+    }
+}
+
+#[async_trait]
+impl Inspect for PostgresStore {
+    async fn job(&self, job_id: &JobId) -> Result<Option<JobView>, Error> {
+        inspect::job(&self.link, job_id).await
+    }
+
+    async fn trail(&self, thread_id: &ThreadId, job_id: &JobId) -> Result<Trail, Error> {
+        inspect::trail(&self.link, thread_id, job_id).await
+    }
+
+    async fn overview(&self, grace: &Grace) -> Result<Overview, Error> {
+        inspect::overview(&self.link, grace).await
+    }
+
+    async fn waiting(&self, age: Duration, limit: u32) -> Result<Vec<Waiting>, Error> {
+        inspect::waiting(&self.link, age, limit).await
+    }
+
+    async fn copied(&self, job_id: &JobId, stream_seq: u64) -> Result<(), Error> {
+        inspect::copied(&self.link, job_id, stream_seq).await
+    }
+
+    async fn free_dead(&self, grace: Duration, limit: u32) -> Result<Vec<ThreadId>, Error> {
+        inspect::free_dead(&self.link, grace, limit).await
+    }
+
+    async fn expire(&self, retention: &Retention, limit: u32) -> Result<Expired, Error> {
+        inspect::expire(&self.link, retention, limit).await
+    }
+}
+
+#[async_trait]
+impl Upkeep for PostgresStore {
+    async fn orphans(&self, limit: u32, queued: bool, lane: bool) -> Result<Vec<ThreadId>, Error> {
+        upkeep::orphans(&self.link, limit, queued, lane).await
+    }
+
+    async fn adopt(&self, thread_id: &ThreadId, lane: bool) -> Result<Option<Verdict>, Error> {
+        upkeep::adopt(&self.link, &self.claimant, thread_id, lane).await
+    }
+
+    async fn doomed(&self, limit: u32) -> Result<Vec<Doomed>, Error> {
+        upkeep::doomed(&self.link, limit).await
+    }
+
+    async fn unpublished(
+        &self,
+        age: Duration,
+        after: Option<&JobId>,
+        limit: u32,
+    ) -> Result<Vec<StoredResult>, Error> {
+        upkeep::unpublished(&self.link, age, after, limit).await
+    }
+
+    async fn record(&self, record: &Record) -> Result<bool, Error> {
+        upkeep::record(&self.link, record).await
+    }
+
+    async fn forget(&self, job_id: &JobId) -> Result<(), Error> {
+        upkeep::forget(&self.link, job_id).await
+    }
+
+    async fn known(&self, job_ids: &[JobId]) -> Result<Vec<Known>, Error> {
+        upkeep::known(&self.link, job_ids).await
+    }
+
+    async fn wish(&self, id: &str, target: Target, cancel: &Cancel) -> Result<Met, Error> {
+        upkeep::wish(&self.link, id, target, cancel).await
+    }
+
+    async fn take_duty(&self, name: &'static str, every: Duration) -> Result<bool, Error> {
+        upkeep::take_duty(&self.link, name, every).await
     }
 }

@@ -1,70 +1,58 @@
-//! The one statement that writes a batch of commits.
-//!
-//! **Invariant:** rows of a thread are written only when its fence holds, under the lock of its row.
+//! The one statement that writes a batch of commits and ends; `executor_commit` holds its rules.
 
 use std::time::Duration;
 
-use super::{commit::Group, link::Statement};
-use crate::store::langgraph::{BlobRow, CheckpointRow, Rows, WriteRow};
+use super::{
+    commit::{End, Group},
+    link::Statement,
+};
+use crate::store::{
+    NextJob, StoredEffect,
+    langgraph::{BlobRow, CheckpointRow, Rows, WriteRow},
+};
 
-/// Fences, rows, and whose fence held.
-///
-/// `locked` takes the rows in key order, or two batches could deadlock. A head that already is where it should
-/// go marks the repetition of a commit that had landed. Ordinary rows are immutable; LangGraph's special writes
-/// (errors, questions, answers; their idx is negative) are replaced, the last one of a batch winning.
-const COMMIT: &str = r#"
-WITH i AS MATERIALIZED (
-    SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[]) AS i (thread_id, epoch, parent, id)
-), locked AS MATERIALIZED (
-    SELECT t.thread_id FROM executor_thread t JOIN i USING (thread_id)
-    WHERE t.epoch = i.epoch AND t.owner = $5::text
-      AND (i.id IS NULL OR t.head = i.id
-           OR (t.head IS NOT DISTINCT FROM i.parent
-               AND (i.parent IS NULL OR i.id COLLATE "C" > i.parent COLLATE "C")))
-    ORDER BY t.thread_id FOR NO KEY UPDATE OF t
-), f AS (
-    UPDATE executor_thread t SET head = coalesce(i.id, t.head),
-        lease_until = clock_timestamp() + $6::bigint * interval '1 millisecond'
-    FROM i JOIN locked USING (thread_id) WHERE t.thread_id = i.thread_id RETURNING t.thread_id
-), b AS (
-    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-    SELECT u.* FROM unnest($7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::bytea[])
-        AS u (thread_id, ns, channel, version, type, blob)
-    WHERE u.thread_id IN (SELECT thread_id FROM f)
-    ON CONFLICT DO NOTHING
-), u AS MATERIALIZED (
-    SELECT * FROM unnest($13::text[], $14::text[], $15::text[], $16::text[], $17::int[], $18::text[],
-                         $19::text[], $20::bytea[], $21::text[]) WITH ORDINALITY
-        AS u (thread_id, ns, checkpoint_id, task_id, idx, channel, type, blob, task_path, nr)
-    WHERE u.thread_id IN (SELECT thread_id FROM f)
-), w AS (
-    INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path)
-    SELECT thread_id, ns, checkpoint_id, task_id, idx, channel, type, blob, task_path FROM u WHERE idx >= 0
-    ON CONFLICT DO NOTHING
-), s AS (
-    INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path)
-    SELECT DISTINCT ON (thread_id, ns, checkpoint_id, task_id, idx)
-        thread_id, ns, checkpoint_id, task_id, idx, channel, type, blob, task_path
-    FROM u WHERE idx < 0 ORDER BY thread_id, ns, checkpoint_id, task_id, idx, nr DESC
-    ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
-        DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob
-), c AS (
-    INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
-    SELECT u.thread_id, u.ns, u.id, u.parent, u.checkpoint::jsonb, u.metadata::jsonb
-    FROM unnest($22::text[], $23::text[], $24::text[], $25::text[], $26::text[], $27::text[])
-        AS u (thread_id, ns, id, parent, checkpoint, metadata)
-    WHERE u.thread_id IN (SELECT thread_id FROM f)
-    ON CONFLICT DO NOTHING
-)
-SELECT i.thread_id, f.thread_id IS NOT NULL AS ok FROM i LEFT JOIN f USING (thread_id)
-"#;
+/// All arguments of the function, in its order.
+macro_rules! call {
+    () => {
+        "SELECT thread_id, ok, job_id, epoch, attempt, head, request, time_ms, cancel, suspect \
+         FROM executor_commit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, \
+             $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39)"
+    };
+}
+
+const COMMIT: &str = call!();
+
+/// The same with rows of the ledger, written where the fence held and under its lock. A statement of its own:
+/// most batches have none.
+const COMMIT_EFFECTS: &str = concat!(
+    "WITH c AS MATERIALIZED (",
+    call!(),
+    "), e AS ( \
+         INSERT INTO executor_effect (thread_id, checkpoint_ns, task_id, call_id, tool, effect, idempotency_key, \
+                                      state, epoch, asked, answer) \
+         SELECT DISTINCT ON (u.thread_id, u.ns, u.task_id, u.call_id) u.thread_id, u.ns, u.task_id, u.call_id, \
+             u.tool, u.effect, u.key, u.state, u.epoch, u.asked, u.answer \
+         FROM unnest($40::text[], $41::text[], $42::text[], $43::text[], $44::text[], $45::text[], $46::text[], \
+                     $47::text[], $48::bigint[], $49::int[], $50::bytea[]) WITH ORDINALITY \
+             AS u (thread_id, ns, task_id, call_id, tool, effect, key, state, epoch, asked, answer, nr) \
+         WHERE u.thread_id IN (SELECT thread_id FROM c WHERE ok) \
+         ORDER BY u.thread_id, u.ns, u.task_id, u.call_id, u.nr DESC \
+         ON CONFLICT (thread_id, checkpoint_ns, task_id, call_id) DO UPDATE SET tool = EXCLUDED.tool, \
+             effect = EXCLUDED.effect, idempotency_key = EXCLUDED.idempotency_key, state = EXCLUDED.state, \
+             epoch = EXCLUDED.epoch, asked = EXCLUDED.asked, answer = EXCLUDED.answer, \
+             updated_at = clock_timestamp()) \
+     SELECT * FROM c"
+);
 
 /// The statement for a batch.
 pub(super) fn commit(groups: &[Group], owner: &str, lease: Duration) -> Statement {
-    let statement = fences(sqlx::query(COMMIT), groups).bind(owner).bind(millis(lease));
+    let has_effects = groups.iter().flat_map(Group::rows).any(|rows| !rows.effects.is_empty());
+    let statement = sqlx::query(if has_effects { COMMIT_EFFECTS } else { COMMIT });
+    let statement = fences(statement.bind(owner.to_owned()).bind(millis(lease)), groups);
     let statement = blobs(statement, groups);
     let statement = writes(statement, groups);
-    checkpoints(statement, groups)
+    let statement = ends(checkpoints(statement, groups), groups);
+    if has_effects { effects(statement, groups) } else { statement }
 }
 
 /// A duration as the statements take it.
@@ -79,7 +67,30 @@ fn fences(statement: Statement, groups: &[Group]) -> Statement {
     let from: Vec<Option<&str>> = from.map(|id| id.map(|id| id.as_str())).collect();
     let to: Vec<Option<&str>> =
         groups.iter().map(|group| group.advance().map(|advance| advance.to.as_str())).collect();
-    statement.bind(threads).bind(epochs).bind(from).bind(to)
+    let jobs: Vec<Option<&str>> =
+        groups.iter().map(|group| group.end().map(|end| end.claim.job_id.as_str())).collect();
+    statement.bind(threads).bind(epochs).bind(from).bind(to).bind(jobs)
+}
+
+/// The ends of jobs in a batch.
+fn ends(statement: Statement, groups: &[Group]) -> Statement {
+    let ends: Vec<&End> = groups.iter().filter_map(Group::end).collect();
+    statement
+        .bind(ends.iter().map(|end| end.claim.thread_id.as_str()).collect::<Vec<_>>())
+        .bind(ends.iter().map(|end| end.claim.epoch.0).collect::<Vec<_>>())
+        .bind(ends.iter().map(|end| end.claim.job_id.as_str()).collect::<Vec<_>>())
+        .bind(ends.iter().map(|end| end.state.as_str()).collect::<Vec<_>>())
+        .bind(ends.iter().map(|end| end.result.event_id.as_str()).collect::<Vec<_>>())
+        .bind(ends.iter().map(|end| end.result.subject.as_str()).collect::<Vec<_>>())
+        .bind(ends.iter().map(|end| &*end.result.event).collect::<Vec<_>>())
+        .bind(ends.iter().map(|end| end.body.as_deref()).collect::<Vec<_>>())
+        .bind(
+            ends.iter()
+                .map(|end| end.error.as_ref().map(|error| without_nul(error).to_string()))
+                .collect::<Vec<_>>(),
+        )
+        .bind(ends.iter().map(|end| end.next == NextJob::Take).collect::<Vec<_>>())
+        .bind(ends.iter().map(|end| end.undo).collect::<Vec<_>>())
 }
 
 /// All rows of one kind in a batch, each with its thread.
@@ -129,4 +140,38 @@ fn checkpoints(statement: Statement, groups: &[Group]) -> Statement {
         .bind(parents)
         .bind(rows.iter().map(|(.., row)| row.checkpoint.as_str()).collect::<Vec<_>>())
         .bind(rows.iter().map(|(.., row)| row.metadata.as_str()).collect::<Vec<_>>())
+}
+
+fn effects(statement: Statement, groups: &[Group]) -> Statement {
+    let rows: Vec<(&str, &Rows, &StoredEffect)> = all(groups, |rows| &rows.effects).collect();
+    let asked = |effect: &StoredEffect| i32::try_from(effect.row.asked).unwrap_or(i32::MAX);
+    statement
+        .bind(rows.iter().map(|(thread, ..)| *thread).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., effect)| effect.row.ns.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., effect)| effect.row.task_id.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., effect)| &*effect.row.call_id).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., effect)| &*effect.row.tool).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., effect)| effect.row.effect.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., effect)| effect.row.idempotency_key.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., effect)| effect.row.state.as_str()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., effect)| effect.row.epoch.0).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., effect)| asked(effect)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., effect)| effect.answer.as_deref()).collect::<Vec<_>>())
+}
+
+/// Postgres has no text with the character U+0000; a dead letter may well contain one.
+pub(super) fn plain(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+/// The same for all texts in JSON.
+pub(super) fn without_nul(json: &serde_json::Value) -> serde_json::Value {
+    match json {
+        serde_json::Value::String(text) => plain(text).into(),
+        serde_json::Value::Array(items) => items.iter().map(without_nul).collect(),
+        serde_json::Value::Object(map) => {
+            map.iter().map(|(key, value)| (plain(key), without_nul(value))).collect()
+        }
+        serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Number(_) => json.clone(),
+    }
 }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use agent_executor::store::{DeadLetter, Error};
+use agent_executor::{
+    ids::{Epoch, ThreadId},
+    store::{DeadLetter, Error, Renewed},
+};
 
 use super::*;
 
@@ -16,12 +19,14 @@ suite!(
     progress_clears_suspicion,
     a_released_job_is_claimed_at_once_and_charges_nothing,
     a_refund_takes_a_crash_back,
+    an_owner_that_lost_its_lease_and_asks_again_is_no_crash,
     a_lapsed_lease_stands_while_its_owner_still_runs_the_job,
     all_attempts_of_a_job_share_its_deadline,
     a_finish_hands_the_thread_to_the_next_job,
     a_repeated_finish_changes_nothing,
     a_repeated_finish_does_not_take_a_claim_made_by_an_offer,
     a_finish_that_leaves_frees_the_thread,
+    a_finish_stores_the_last_checkpoint_or_nothing,
     a_stale_worker_cannot_write,
     renewals_keep_only_what_is_still_owned,
     a_job_offered_under_another_thread_waits,
@@ -55,7 +60,7 @@ async fn the_oldest_open_job_goes_first(db: &dyn Fixture) {
     for (id, seq) in [("j3", 3), ("j2", 2)] {
         assert!(matches!(store.accept(&offer(id, "t", seq)).await, Ok(Verdict::Parked { .. })));
     }
-    assert_eq!(store.finish(&ended(&first, NextJob::Leave)).await.expect("finished"), None);
+    assert_eq!(store.finish(ended(&first, NextJob::Leave)).await.expect("finished"), None);
     // The offer of the youngest is answered with the oldest.
     let claim = claimed(&*store, "j3", "t", 3).await;
     assert_eq!((claim.job_id.as_str(), &*claim.request), ("j2", &b"request of j2"[..]));
@@ -74,7 +79,7 @@ async fn a_finished_job_is_published_and_then_done(db: &dyn Fixture) {
     let store = db.process("a").await;
     let claim = claimed(&*store, "j1", "t", 1).await;
     let end = ended(&claim, NextJob::Take);
-    assert_eq!(store.finish(&end).await.expect("finished"), None);
+    assert_eq!(store.finish(end.clone()).await.expect("finished"), None);
     let verdict = store.accept(&offer("j1", "t", 1)).await.expect("accepted");
     let Verdict::DoneUnpublished { result, .. } = &verdict else { panic!("{verdict:?}") };
     assert_eq!(*result, end.result);
@@ -85,25 +90,36 @@ async fn a_finished_job_is_published_and_then_done(db: &dyn Fixture) {
 }
 
 async fn a_job_that_kills_its_owners_is_poison(db: &dyn Fixture) {
-    let store = db.process("a").await;
     for attempt in 1..=5 {
-        assert_eq!(claimed(&*store, "j1", "t", 1).await.attempt, attempt);
+        let store = db.process(&format!("a{attempt}")).await;
+        let mut verdict = store.accept(&offer("j1", "t", 1)).await.expect("accepted");
+        if attempt > 2 {
+            assert!(matches!(verdict, Verdict::NeedLane), "a suspect runs in the lane: {verdict:?}");
+            verdict = store.accept(&in_lane("j1")).await.expect("accepted");
+        }
+        let Verdict::Run(claim) = &verdict else { panic!("{verdict:?}") };
+        assert_eq!((claim.attempt, claim.suspect), (attempt, attempt > 2));
         db.expire_leases().await;
     }
-    let verdict = store.accept(&offer("j1", "t", 1)).await.expect("accepted");
+    let store = db.process("b").await;
+    let verdict = store.accept(&in_lane("j1")).await.expect("accepted");
     let Verdict::Poison(claim) = &verdict else { panic!("{verdict:?}") };
     assert_eq!(claim.attempt, 6);
     // The claim is a real one: the job can be ended under it.
-    store.finish(&ended(claim, NextJob::Take)).await.expect("finished");
+    store.finish(ended(claim, NextJob::Take)).await.expect("finished");
+}
+
+fn in_lane(id: &str) -> Offer {
+    Offer { lane: true, ..offer(id, "t", 1) }
 }
 
 async fn progress_clears_suspicion(db: &dyn Fixture) {
-    let store = db.process("a").await;
     let mut head = None;
     for round in 0..8 {
+        let store = db.process(&format!("a{round}")).await;
         let claim = claimed(&*store, "j1", "t", 1).await;
         assert_eq!(claim.head, head);
-        if round % 3 == 0 {
+        if round % 2 == 0 {
             let next = checkpoint(head.as_ref(), round, &["x"]);
             store.commit(step(&claim, head.as_ref(), &next)).await.expect("stored");
             head = Some(next.id);
@@ -126,13 +142,22 @@ async fn a_released_job_is_claimed_at_once_and_charges_nothing(db: &dyn Fixture)
 }
 
 async fn a_refund_takes_a_crash_back(db: &dyn Fixture) {
-    let store = db.process("a").await;
+    let mut store = db.process("a0").await;
     let mut before = claimed(&*store, "j1", "t", 1).await;
-    for _ in 0..8 {
+    for round in 1..=8 {
         db.expire_leases().await;
+        store = db.process(&format!("a{round}")).await;
         let claim = claimed(&*store, "j1", "t", 1).await;
         store.refund(&before).await.expect("refunded");
         before = claim;
+    }
+}
+
+async fn an_owner_that_lost_its_lease_and_asks_again_is_no_crash(db: &dyn Fixture) {
+    let store = db.process("a").await;
+    for attempt in 1..=8 {
+        assert_eq!(claimed(&*store, "j1", "t", 1).await.attempt, attempt);
+        db.expire_leases().await;
     }
 }
 
@@ -144,7 +169,7 @@ async fn a_finish_hands_the_thread_to_the_next_job(db: &dyn Fixture) {
     for (id, seq) in [("j3", 3), ("j2", 2)] {
         assert!(matches!(other.accept(&offer(id, "t", seq)).await, Ok(Verdict::Parked { .. })));
     }
-    let second = owner.finish(&ended(&first, NextJob::Take)).await.expect("finished").expect("j2 waits");
+    let second = owner.finish(ended(&first, NextJob::Take)).await.expect("finished").expect("j2 waits");
     assert_eq!((second.job_id.as_str(), second.attempt, &*second.request), ("j2", 1, &b"request of j2"[..]));
     assert_eq!(second.head, Some(next.id.clone()));
     assert!(second.epoch > first.epoch);
@@ -152,9 +177,9 @@ async fn a_finish_hands_the_thread_to_the_next_job(db: &dyn Fixture) {
         owner.commit(step(&first, Some(&next.id), &checkpoint(Some(&next.id), 0, &[]))).await,
         first.epoch,
     );
-    let third = owner.finish(&ended(&second, NextJob::Take)).await.expect("finished").expect("j3 waits");
+    let third = owner.finish(ended(&second, NextJob::Take)).await.expect("finished").expect("j3 waits");
     assert_eq!(third.job_id.as_str(), "j3");
-    assert_eq!(owner.finish(&ended(&third, NextJob::Take)).await.expect("finished"), None);
+    assert_eq!(owner.finish(ended(&third, NextJob::Take)).await.expect("finished"), None);
     claimed(&*other, "j4", "t", 4).await;
 }
 
@@ -163,27 +188,31 @@ async fn a_repeated_finish_changes_nothing(db: &dyn Fixture) {
     let first = claimed(&*store, "j1", "t", 1).await;
     assert!(matches!(store.accept(&offer("j2", "t", 2)).await, Ok(Verdict::Parked { .. })));
     let end = ended(&first, NextJob::Take);
-    let next = store.finish(&end).await.expect("finished");
+    let next = store.finish(end.clone()).await.expect("finished");
     assert!(next.is_some());
     let mut other_bytes = end.clone();
     other_bytes.result.event = b"another result".as_slice().into();
-    let again = store.finish(&other_bytes).await.expect("finished before");
+    let again = store.finish(other_bytes.clone()).await.expect("finished before");
     let timeless = |claim: Option<Claim>| claim.map(|claim| Claim { time_left: Duration::ZERO, ..claim });
     assert_eq!(timeless(again), timeless(next.clone()));
     assert_eq!(store.result(&first.job_id).await.expect("readable"), Some(end.result.event.clone()));
     let second = next.expect("checked above");
-    store.finish(&ended(&second, NextJob::Take)).await.expect("finished");
-    assert_eq!(store.finish(&end).await.expect("finished before"), None, "the handed-on claim has ended");
+    store.finish(ended(&second, NextJob::Take)).await.expect("finished");
+    assert_eq!(
+        store.finish(end.clone()).await.expect("finished before"),
+        None,
+        "the handed-on claim has ended"
+    );
 }
 
 async fn a_repeated_finish_does_not_take_a_claim_made_by_an_offer(db: &dyn Fixture) {
     let store = db.process("a").await;
     let first = claimed(&*store, "j1", "t", 1).await;
     let end = ended(&first, NextJob::Take);
-    assert_eq!(store.finish(&end).await.expect("finished"), None);
+    assert_eq!(store.finish(end.clone()).await.expect("finished"), None);
     claimed(&*store, "j2", "t", 2).await;
     assert_eq!(
-        store.finish(&end).await.expect("finished before"),
+        store.finish(end.clone()).await.expect("finished before"),
         None,
         "j2 runs already, under its own claim"
     );
@@ -193,8 +222,28 @@ async fn a_finish_that_leaves_frees_the_thread(db: &dyn Fixture) {
     let (owner, other) = (db.process("a").await, db.process("b").await);
     let first = claimed(&*owner, "j1", "t", 1).await;
     assert!(matches!(owner.accept(&offer("j2", "t", 2)).await, Ok(Verdict::Parked { .. })));
-    assert_eq!(owner.finish(&ended(&first, NextJob::Leave)).await.expect("finished"), None);
+    assert_eq!(owner.finish(ended(&first, NextJob::Leave)).await.expect("finished"), None);
     assert_eq!(claimed(&*other, "j2", "t", 2).await.attempt, 1);
+}
+
+async fn a_finish_stores_the_last_checkpoint_or_nothing(db: &dyn Fixture) {
+    let (store, other) = (db.process("a").await, db.process("b").await);
+    let claim = claimed(&*store, "j1", "t", 1).await;
+    let first = checkpoint(None, 0, &["x"]);
+    let finish = Finish { last: Some(step(&claim, None, &first)), ..ended(&claim, NextJob::Take) };
+    store.finish(finish.clone()).await.expect("finished");
+    assert_eq!(store.finish(finish).await.expect("finished before"), None);
+    let head = || async { store.load(&thread("t"), &Namespace::root(), None).await.expect("answered") };
+    assert_eq!(head().await.map(|saved| saved.checkpoint.id), Some(first.id.clone()));
+    assert!(matches!(store.accept(&offer("j1", "t", 1)).await, Ok(Verdict::DoneUnpublished { .. })));
+
+    let stale = claimed(&*store, "j2", "t", 2).await;
+    db.expire_leases().await;
+    claimed(&*other, "j2", "t", 2).await;
+    let next = checkpoint(Some(&first.id), 1, &["y"]);
+    let late = Finish { last: Some(step(&stale, Some(&first.id), &next)), ..ended(&stale, NextJob::Take) };
+    is_fenced(store.finish(late).await, stale.epoch);
+    assert_eq!(head().await.map(|saved| saved.checkpoint.id), Some(first.id));
 }
 
 async fn a_stale_worker_cannot_write(db: &dyn Fixture) {
@@ -210,19 +259,19 @@ async fn a_stale_worker_cannot_write(db: &dyn Fixture) {
     is_fenced(stale.commit(step(&old, Some(&first.id), &next)).await, old.epoch);
     let late = writes(&old, &first.id, vec![write(1, "p", 0, "items", Value::Null)]);
     is_fenced(stale.commit(late).await, old.epoch);
-    is_fenced(stale.finish(&ended(&old, NextJob::Take)).await, old.epoch);
+    is_fenced(stale.finish(ended(&old, NextJob::Take)).await, old.epoch);
     is_fenced(stale.release(&old).await, old.epoch);
     assert_eq!(stale.renew(&[(old.thread_id.clone(), old.epoch)]).await.expect("answered"), vec![]);
     // Nor under the new epoch, which is another owner's.
     let mut forged = old.clone();
     forged.epoch = new.epoch;
     is_fenced(stale.commit(step(&forged, Some(&first.id), &next)).await, new.epoch);
-    is_fenced(stale.finish(&ended(&forged, NextJob::Take)).await, new.epoch);
+    is_fenced(stale.finish(ended(&forged, NextJob::Take)).await, new.epoch);
 
     let saved = fresh.load(&new.thread_id, &Namespace::root(), None).await.expect("readable").expect("there");
     assert_eq!((saved.checkpoint.id, saved.writes), (first.id.clone(), vec![]));
     fresh.commit(step(&new, Some(&first.id), &next)).await.expect("the owner can write");
-    fresh.finish(&ended(&new, NextJob::Take)).await.expect("the owner can finish");
+    fresh.finish(ended(&new, NextJob::Take)).await.expect("the owner can finish");
     is_fenced(fresh.commit(step(&new, Some(&next.id), &checkpoint(Some(&next.id), 1, &[]))).await, new.epoch);
 }
 
@@ -235,7 +284,7 @@ async fn renewals_keep_only_what_is_still_owned(db: &dyn Fixture) {
     let claims = [&lost, &kept].map(|claim| (claim.thread_id.clone(), claim.epoch));
     // A lease that had run out stands again, because nobody took it over.
     let renewed = owner.renew(&claims).await.expect("answered");
-    assert_eq!(renewed, vec![(kept.thread_id.clone(), kept.epoch)]);
+    assert_eq!(renewed, [renewal(kept.thread_id.clone(), kept.epoch)]);
     assert!(matches!(other.accept(&offer("j1", "t1", 1)).await, Ok(Verdict::RunningElsewhere { .. })));
     assert_eq!(owner.renew(&[]).await.expect("answered"), vec![]);
     // Nor does the owner itself keep a claim that it has made anew.
@@ -243,7 +292,8 @@ async fn renewals_keep_only_what_is_still_owned(db: &dyn Fixture) {
     let anew = claimed(&*owner, "j1", "t1", 1).await;
     let both = [&kept, &anew].map(|claim| (claim.thread_id.clone(), claim.epoch));
     assert_eq!(owner.renew(&both[..1]).await.expect("answered"), vec![]);
-    assert_eq!(owner.renew(&both[1..]).await.expect("answered"), both[1..]);
+    let (thread_id, epoch) = both[1].clone();
+    assert_eq!(owner.renew(&both[1..]).await.expect("answered"), [renewal(thread_id, epoch)]);
 }
 
 async fn a_job_offered_under_another_thread_waits(db: &dyn Fixture) {
@@ -262,7 +312,7 @@ async fn the_full_result_can_be_read_back(db: &dyn Fixture) {
     end.state = JobState::Failed;
     end.body = Some(b"the whole event".as_slice().into());
     end.error = Some(serde_json::json!({"type": "ToolError", "message": "a NUL \0 in it"}));
-    store.finish(&end).await.expect("finished");
+    store.finish(end.clone()).await.expect("finished");
     assert_eq!(store.result(&claim.job_id).await.expect("readable"), end.body);
     assert_eq!(store.result(&job("unknown")).await.expect("readable"), None);
 }
@@ -287,7 +337,7 @@ async fn dead_letters_are_kept_once(db: &dyn Fixture) {
     let kept = [b"one".to_vec(), b"two".to_vec()].map(|payload| ("malformed".to_owned(), payload));
     assert_eq!(db.letters().await, kept);
     let beyond = store.bury(&letter(u64::MAX, b"")).await;
-    assert!(matches!(beyond, Ok(()) | Err(Error::Refused(_))), "{beyond:?}");
+    assert!(matches!(beyond, Ok(_) | Err(Error::Refused(_))), "{beyond:?}");
     store.ping().await.expect("alive");
 }
 
@@ -304,7 +354,7 @@ async fn a_lapsed_lease_stands_while_its_owner_still_runs_the_job(db: &dyn Fixtu
     let stolen = claimed(&*other, "j2", "t", 2).await;
     assert!(stolen.epoch > claim.epoch);
     db.expire_leases().await;
-    let verdict = owner.accept(&Offer { running, ..offer("j1", "t", 1) }).await.expect("accepted");
+    let verdict = owner.accept(&Offer { running, ..in_lane("j1") }).await.expect("accepted");
     assert!(matches!(verdict, Verdict::Run(_)), "{verdict:?}");
 }
 
@@ -318,4 +368,8 @@ async fn all_attempts_of_a_job_share_its_deadline(db: &dyn Fixture) {
     let short = Offer { timeout: Duration::ZERO, ..offer("j2", "other", 2) };
     let Ok(Verdict::Run(late)) = store.accept(&short).await else { panic!("the thread is free") };
     assert_eq!(late.time_left, Duration::ZERO);
+}
+
+fn renewal(thread_id: ThreadId, epoch: Epoch) -> Renewed {
+    Renewed { thread_id, epoch, cancel: None }
 }

@@ -1,7 +1,7 @@
 //! What only a real database can show: migrations, foreign rows, neighbours in one statement, outages.
 
 use agent_executor::{
-    store::{Checkpoints, Error, Jobs, postgres::Statements},
+    store::{Checkpoints, Error, Inspect, Jobs, Retention, Upkeep, postgres::Statements},
     value::Send,
 };
 
@@ -76,7 +76,7 @@ async fn many_processes_can_migrate_at_once() {
     for result in futures::future::join_all(all).await {
         result.expect("migrated, by itself or by another");
     }
-    assert_eq!(db.sql("select count(*), bool_and(success) from executor_migrations").await, "2|t");
+    assert_eq!(db.sql("select count(*), bool_and(success) from executor_migrations").await, "5|t");
     claimed(&db.store("a").await, "j1", "t", 1).await;
 }
 
@@ -115,7 +115,8 @@ async fn the_same_call_gets_its_grant_again_and_another_does_not() {
     let accept = |nonce: &str| {
         format!(
             "select verdict, epoch, attempt from executor_accept(\
-             'j1', 't', 1, 'enqueue', 'r', 60000, 'a', '{nonce}', null, 60000, 5, true)"
+             array['j1'], array['t'], array[1], array['enqueue'], array['r'::bytea], array[60000], array['{nonce}'], \
+             array[null::bigint], array[true], 'a', 60000, 5)"
         )
     };
     let granted = db.sql(&accept("n1")).await;
@@ -332,4 +333,158 @@ async fn closing_does_not_wait_for_a_database_that_is_gone() {
     assert!(early.is_err(), "nobody answers: {early:?}");
     store.close().await;
     assert_eq!(commit.await.expect_err("it never came back").code(), "STORE_UNAVAILABLE");
+}
+
+#[tokio::test]
+async fn old_rows_of_the_ledger_are_removed_unless_somebody_must_decide() {
+    let db = in_postgres().await;
+    let row = |call: &str, state: &str, age: &str| {
+        format!(
+            "insert into executor_effect (thread_id, checkpoint_ns, task_id, call_id, tool, effect, idempotency_key, \
+                 state, epoch, asked, updated_at) \
+             values ('t', '', 'task', '{call}', 'post', 'irreversible', 'k', '{state}', 1, 0, now() - interval '{age}');"
+        )
+    };
+    let rows =
+        [row("old", "done", "8 days"), row("open", "unknown", "8 days"), row("young", "done", "6 days")];
+    db.sql(&rows.concat()).await;
+    let week = Retention { jobs: Some(Duration::from_secs(7 * 24 * 3600)), dead_letters: None };
+    let removed = db.store("a").await.expire(&week, 10).await.expect("removed");
+    assert_eq!(removed.effects, 1);
+    assert_eq!(
+        db.sql("select string_agg(call_id, ' ' order by call_id) from executor_effect").await,
+        "open young"
+    );
+}
+
+#[tokio::test]
+async fn rows_that_cannot_be_read_spoil_neither_their_neighbours_nor_their_own_jobs() {
+    let db = in_postgres().await;
+    let store = db.store("a").await;
+    // A checkpoint of somebody who names his own way, and a wish of a later version.
+    db.sql(
+        "insert into checkpoints (thread_id, checkpoint_id, checkpoint) values ('t1', 'zz-foreign', '{}');
+         insert into executor_cancel (job_id, cancel) values ('j2', '{\"kind\": \"postpone\", \"by\": \"x\"}')",
+    )
+    .await;
+    let offers: Vec<_> =
+        (0..6).map(|number| offer(&format!("j{number}"), &format!("t{number}"), number)).collect();
+    let verdicts = futures::future::join_all(offers.iter().map(|offer| store.accept(offer))).await;
+    let mut claims = Vec::new();
+    for (number, verdict) in verdicts.into_iter().enumerate() {
+        match verdict {
+            Ok(Verdict::Run(claim)) => claims.push(claim),
+            other => panic!("{number}: {other:?}"),
+        }
+    }
+    // The run loads what it is told to stand on, and fails; it must not take the thread for a new one.
+    assert!(claims[1].head.is_some());
+    let loaded = store.load(&claims[1].thread_id, &Namespace::root(), None).await;
+    assert!(matches!(loaded, Err(Error::Corrupt { what: "checkpoint", .. })), "{loaded:?}");
+    assert!(claims[2].cancel.is_some());
+    let held: Vec<_> = claims.iter().map(|claim| (claim.thread_id.clone(), claim.epoch)).collect();
+    assert_eq!(store.renew(&held).await.expect("all are read").len(), 6);
+    for claim in &claims {
+        store.finish(ended(claim, NextJob::Leave)).await.expect("ends under its claim");
+    }
+    assert_eq!(db.sql("select count(*) from executor_job where finished_at is not null").await, "6");
+}
+
+#[tokio::test]
+async fn large_requests_and_results_do_not_travel_under_locks() {
+    let db = in_postgres().await;
+    let (first, second) = (db.store("a").await, db.store("b").await);
+    let large = |id: &str, seq| {
+        let request = format!("{id}{}", "x".repeat(100_000)).into_bytes().into();
+        Offer { request, ..offer(id, "t", seq) }
+    };
+    let of = |verdict: Verdict| {
+        let Verdict::Run(claim) = &verdict else { panic!("expected to run, got {verdict:?}") };
+        claim.clone()
+    };
+    let (one, two) = (large("j1", 1), large("j2", 2));
+    let claim = of(first.accept(&one).await.expect("accepted"));
+    assert_eq!(claim.request, one.request);
+    assert!(matches!(first.accept(&two).await, Ok(Verdict::Parked { .. })));
+
+    // Released and offered again, by another message, and adopted: the bytes come back, though not with the lock.
+    first.release(&claim).await.expect("released");
+    let claim = of(second.accept(&large("j3", 3)).await.expect("accepted"));
+    assert_eq!((&claim.job_id, &claim.request), (&one.job_id, &one.request));
+    second.release(&claim).await.expect("released");
+    let claim = of(first.adopt(&thread("t"), false).await.expect("answered").expect("orphaned"));
+    assert_eq!((&claim.job_id, &claim.request), (&one.job_id, &one.request));
+    first.release(&claim).await.expect("released");
+    let in_row = "select octet_length(request) from executor_adopt('t', 'c', 'n', 60000, 5, false)";
+    assert_eq!(db.sql(in_row).await, "", "a paused reader would keep the thread's row locked");
+    db.sql("update executor_thread set owner = null").await;
+
+    // Handed over with the end of the job before, whose own result is as large.
+    let claim = of(first.adopt(&thread("t"), false).await.expect("answered").expect("orphaned"));
+    let mut end = ended(&claim, NextJob::Take);
+    end.result.event = vec![b'e'; 100_000].into();
+    let event = end.result.event.clone();
+    let next = first.finish(end).await.expect("ended").expect("the next job");
+    assert_eq!((&next.job_id, &next.request), (&two.job_id, &two.request));
+    let verdict = second.accept(&one).await.expect("answered");
+    let Verdict::DoneUnpublished { result, .. } = &verdict else { panic!("it has ended: {verdict:?}") };
+    assert_eq!(result.event, event);
+}
+
+#[tokio::test]
+async fn a_locked_thread_holds_up_nobody_else() {
+    for statements in [Statements::Prepared, Statements::Unnamed] {
+        let mut db = in_postgres().await;
+        (db.config.statements, db.config.commit_connections) = (statements, 1);
+        let store = db.store("a").await;
+        let mut claims = Vec::new();
+        for number in 0..3 {
+            claims.push(claimed(&store, &format!("j{number}"), &format!("t{number}"), number).await);
+        }
+        let (server, database) = (db.server, db.database.clone());
+        let holder = tokio_util::task::TaskTracker::new().spawn(async move {
+            let hold =
+                "select 1 from executor_thread where thread_id = 't0' for update; select pg_sleep(120)";
+            // It is ended by force.
+            let _ = server.sql(&database, hold).await;
+        });
+        let sleeping = "from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'";
+        let holds = async { while db.sql(&format!("select count(*) {sleeping}")).await != "1" {} };
+        tokio::time::timeout(Duration::from_secs(30), holds).await.expect("somebody holds the row");
+
+        let firsts: Vec<_> = claims.iter().map(|_| checkpoint(None, -1, &["x"])).collect();
+        let mut commits: Vec<_> = claims
+            .iter()
+            .zip(&firsts)
+            .map(|(claim, first)| Box::pin(store.commit(step(claim, None, first))))
+            .collect();
+        for commit in &mut commits {
+            assert!(futures::poll!(commit).is_pending());
+        }
+        let second = checkpoint(Some(&firsts[0].id), 0, &["y"]);
+        let mut behind = Box::pin(store.commit(step(&claims[0], Some(&firsts[0].id), &second)));
+        assert!(futures::poll!(&mut behind).is_pending());
+        let mut locked = commits.remove(0);
+        let soon = Duration::from_secs(12);
+        for result in
+            tokio::time::timeout(soon, futures::future::join_all(commits)).await.expect("not held up")
+        {
+            result.expect("stored");
+        }
+        let end = store.finish(ended(&claims[1], NextJob::Leave));
+        tokio::time::timeout(soon, end).await.expect("not held up").expect("ended");
+        let (new, other) = (offer("j8", "t0", 8), offer("j9", "t9", 9));
+        let accepts = futures::future::join(store.accept(&new), store.accept(&other));
+        let (new, other) = tokio::time::timeout(soon, accepts).await.expect("not held up");
+        assert!(matches!(new, Err(Error::Unavailable(_))), "{new:?}");
+        assert!(matches!(other, Ok(Verdict::Run(_))), "{other:?}");
+        assert!(futures::poll!(&mut locked).is_pending(), "its row is locked");
+
+        db.sql(&format!("select pg_terminate_backend(pid) {sleeping}")).await;
+        holder.await.expect("ended");
+        locked.await.expect("stored in the end");
+        behind.await.expect("stored after it");
+        let saved = store.load(&claims[0].thread_id, &Namespace::root(), None).await.expect("readable");
+        assert_eq!(saved.expect("there").checkpoint, second);
+    }
 }
