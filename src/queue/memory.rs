@@ -1,10 +1,13 @@
-//! The broker in memory, for tests and single-process runs: one work queue, results, dead letters.
+//! The broker in memory, for tests and single-process runs: one work queue, results, dead letters, requests.
 //!
 //! It settles by place in the stream and not by delivery, as JetStream does: the ack of a worker that was
 //! overtaken removes the message under its successor. Time passes only when a test says so:
-//! [`Memory::expire`] is the end of `ack_wait`, [`Memory::wake`] the end of every nak's delay.
+//! [`Memory::expire`] is the end of `ack_wait`, [`Memory::wake`] the end of every nak's delay. Only the age of a
+//! stored message follows the clock of tokio.
 //!
-//! **Invariant:** a message is in exactly one place: waiting, delivered, delayed, or gone.
+//! **Invariant:** a message is in exactly one place: waiting, delivered, delayed, stranded, or gone.
+
+mod upkeep;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,21 +17,51 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::{sync::Notify, time::timeout};
+use futures::stream::BoxStream;
+use serde_json::Value as Json;
+use tokio::{
+    sync::{Notify, broadcast, mpsc, oneshot},
+    time::{Instant, timeout},
+};
 
-use super::{Delivery, Error, Queue, Receipt, Settlement, Submission};
-use crate::store::{DeadLetter, StoredResult};
+use super::{
+    Advisory, AdvisoryKind, Delivery, Error, Queue, Receipt, Replay, Settlement, Stored, Submission,
+    control::ControlRequest,
+};
+use crate::{
+    ids::ThreadId,
+    store::{DeadLetter, StoredResult},
+};
 
 /// How long `next` waits for a first message, as the real one does.
 const WAIT: Duration = Duration::from_secs(1);
 /// The stream's name in deliveries.
 const STREAM: &str = "AGENT_EXECUTION";
+/// The subject of requests.
+const SUBJECT: &str = "agent.execute.request";
+/// Deliveries after which a message is given up, as the real one is set up.
+const MAX_DELIVER: u64 = 100;
+/// Notices that a slow listener may be behind.
+const NOTICES: usize = 64;
 
 /// The broker in memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Memory {
     state: Mutex<State>,
     arrived: Notify,
+    notices: broadcast::Sender<Vec<ThreadId>>,
+    max_deliver: u64,
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            arrived: Notify::new(),
+            notices: broadcast::channel(NOTICES).0,
+            max_deliver: MAX_DELIVER,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -41,13 +74,27 @@ struct State {
     results: Vec<StoredResult>,
     letters: Vec<DeadLetter>,
     progressed: Vec<Receipt>,
+    /// By their own number.
+    advisories: BTreeMap<u64, Advisory>,
+    last_advisory: u64,
+    /// The highest place that was ever delivered.
+    delivered_seq: u64,
+    listeners: Vec<mpsc::Sender<ControlRequest>>,
+    /// Who waits for answers, by receipt.
+    asking: HashMap<String, oneshot::Sender<Json>>,
+    asked: u64,
     outage: bool,
+    loses_settlements: bool,
+    /// What job ids begin with whose results are refused.
+    refuses: Option<&'static str>,
 }
 
 #[derive(Debug)]
 struct Message {
+    subject: String,
     headers: Vec<(String, String)>,
     payload: Bytes,
+    stored: Instant,
     deliveries: u64,
     place: Place,
 }
@@ -58,6 +105,8 @@ enum Place {
     Delivered,
     /// Given back with a delay.
     Delayed,
+    /// Stored, but never delivered again.
+    Stranded,
 }
 
 impl Memory {
@@ -80,6 +129,16 @@ impl Memory {
         self.state().outage = true;
     }
 
+    /// Refuses results of jobs whose ids begin so, for good.
+    pub fn refuse_results(&self, prefix: &'static str) {
+        self.state().refuses = Some(prefix);
+    }
+
+    /// Lets every settlement go unanswered from now on, and nothing else.
+    pub fn lose_settlements(&self) {
+        self.state().loses_settlements = true;
+    }
+
     /// Ends the outage; nothing was lost in it.
     pub fn start(&self) {
         self.state().outage = false;
@@ -88,7 +147,7 @@ impl Memory {
 
     /// Puts a message into the work queue as a publisher other than us does; returns its place.
     pub fn push(&self, headers: Vec<(String, String)>, payload: Bytes) -> u64 {
-        let seq = self.state().push(headers, payload);
+        let seq = self.state().push(SUBJECT, headers, payload);
         self.arrived.notify_waiters();
         seq
     }
@@ -104,9 +163,17 @@ impl Memory {
     }
 
     fn release(&self, from: Place) {
-        for message in self.state().messages.values_mut().filter(|message| message.place == from) {
-            message.place = Place::Waiting;
+        let mut state = self.state();
+        let mut exhausted = Vec::new();
+        for (seq, message) in state.messages.iter_mut().filter(|(_, message)| message.place == from) {
+            if message.redeliver(self.max_deliver) {
+                exhausted.push((*seq, message.deliveries));
+            }
         }
+        for (seq, deliveries) in exhausted {
+            state.advise(AdvisoryKind::MaxDeliveries, seq, deliveries);
+        }
+        drop(state);
         self.arrived.notify_waiters();
     }
 
@@ -132,9 +199,10 @@ impl Memory {
 }
 
 impl State {
-    fn push(&mut self, headers: Vec<(String, String)>, payload: Bytes) -> u64 {
+    fn push(&mut self, subject: &str, headers: Vec<(String, String)>, payload: Bytes) -> u64 {
         self.last_seq += 1;
-        let message = Message { headers, payload, deliveries: 0, place: Place::Waiting };
+        let (subject, stored) = (subject.to_owned(), Instant::now());
+        let message = Message { subject, headers, payload, stored, deliveries: 0, place: Place::Waiting };
         self.messages.insert(self.last_seq, message);
         self.last_seq
     }
@@ -144,10 +212,11 @@ impl State {
         let deliver = |(seq, message): (&u64, &mut Message)| {
             message.place = Place::Delivered;
             message.deliveries += 1;
+            self.delivered_seq = self.delivered_seq.max(*seq);
             Delivery {
                 stream: STREAM.into(),
                 stream_seq: *seq,
-                subject: "agent.execute.request".into(),
+                subject: message.subject.clone(),
                 headers: message.headers.clone(),
                 payload: message.payload.clone(),
                 deliveries: message.deliveries,
@@ -156,7 +225,39 @@ impl State {
         };
         waiting.take(max).map(deliver).collect()
     }
+
+    fn advise(&mut self, kind: AdvisoryKind, stream_seq: u64, deliveries: u64) {
+        self.last_advisory += 1;
+        let receipt = Receipt(format!("{ADVISORY}{}", self.last_advisory));
+        self.advisories.insert(
+            self.last_advisory,
+            Advisory { kind, stream: STREAM.into(), stream_seq, deliveries, receipt },
+        );
+    }
+
+    /// Takes a message back; an advisory when it had its last delivery.
+    fn give_back(&mut self, seq: u64, delay: Duration, max_deliver: u64) {
+        let Some(message) = self.messages.get_mut(&seq) else { return };
+        if !delay.is_zero() {
+            message.place = Place::Delayed;
+        } else if message.redeliver(max_deliver) {
+            let deliveries = message.deliveries;
+            self.advise(AdvisoryKind::MaxDeliveries, seq, deliveries);
+        }
+    }
 }
+
+impl Message {
+    /// Lets it be delivered again; true when it has been delivered too often for that.
+    fn redeliver(&mut self, max_deliver: u64) -> bool {
+        let exhausted = self.deliveries >= max_deliver;
+        self.place = if exhausted { Place::Stranded } else { Place::Waiting };
+        exhausted
+    }
+}
+
+/// What receipts of advisories begin with.
+const ADVISORY: &str = "advisory/";
 
 /// The place in the stream; which delivery it was does not matter, as for JetStream.
 fn seq_of(receipt: &Receipt) -> Result<u64, Error> {
@@ -185,15 +286,22 @@ impl Queue for Memory {
         if settlement == Settlement::Abandon {
             return Ok(());
         }
+        if self.state().loses_settlements {
+            return Err(Error::Unavailable("no answer to a settlement".into()));
+        }
+        if let Some(number) = receipt.0.strip_prefix(ADVISORY) {
+            return self.settle_advisory(number);
+        }
         let seq = seq_of(receipt)?;
         let mut state = self.available()?;
         match settlement {
-            Settlement::Ack | Settlement::Term => drop(state.messages.remove(&seq)),
-            Settlement::Nak(delay) => {
-                if let Some(message) = state.messages.get_mut(&seq) {
-                    message.place = if delay.is_zero() { Place::Waiting } else { Place::Delayed };
+            Settlement::Ack => drop(state.messages.remove(&seq)),
+            Settlement::Term => {
+                if let Some(message) = state.messages.remove(&seq) {
+                    state.advise(AdvisoryKind::Terminated, seq, message.deliveries);
                 }
             }
+            Settlement::Nak(delay) => state.give_back(seq, delay, self.max_deliver),
             Settlement::Abandon => {}
         }
         drop(state);
@@ -209,6 +317,9 @@ impl Queue for Memory {
 
     async fn publish(&self, result: &StoredResult) -> Result<(), Error> {
         let mut state = self.available()?;
+        if state.refuses.is_some_and(|prefix| result.job_id.as_str().starts_with(prefix)) {
+            return Err(Error::Refused("a result that is not wanted".into()));
+        }
         if !state.results.iter().any(|stored| stored.event_id == result.event_id) {
             state.results.push(result.clone());
         }
@@ -220,7 +331,7 @@ impl Queue for Memory {
         if let Some(seq) = state.submitted.get(&request.job_id) {
             return Ok(*seq);
         }
-        let seq = state.push(request.headers.clone(), request.payload.clone());
+        let seq = state.push(SUBJECT, request.headers.clone(), request.payload.clone());
         state.submitted.insert(request.job_id.clone(), seq);
         drop(state);
         self.arrived.notify_waiters();
@@ -240,103 +351,52 @@ impl Queue for Memory {
     async fn ping(&self) -> bool {
         !self.state().outage
     }
+
+    async fn control(&self) -> Result<BoxStream<'static, ControlRequest>, Error> {
+        self.listen()
+    }
+
+    async fn answer(&self, reply: &Receipt, answer: &Json) {
+        self.tell(reply, answer);
+    }
+
+    async fn notice(&self, threads: &[ThreadId]) {
+        if !self.state().outage {
+            // Nobody may listen.
+            let _ = self.notices.send(threads.to_vec());
+        }
+    }
+
+    async fn notices(&self) -> Result<BoxStream<'static, Vec<ThreadId>>, Error> {
+        self.hear()
+    }
+
+    async fn lingering(
+        &self,
+        after_seq: u64,
+        older_than: Duration,
+        limit: usize,
+    ) -> Result<Vec<Stored>, Error> {
+        self.find_lingering(after_seq, older_than, limit)
+    }
+
+    async fn fetch(&self, stream_seq: u64) -> Result<Option<Stored>, Error> {
+        Ok(self.available()?.stored(stream_seq))
+    }
+
+    async fn discard(&self, stream_seq: u64) -> Result<(), Error> {
+        self.available()?.messages.remove(&stream_seq);
+        Ok(())
+    }
+
+    async fn advisories(&self, max: usize) -> Result<Vec<Advisory>, Error> {
+        Ok(self.available()?.advisories.values().take(max).cloned().collect())
+    }
+
+    async fn resubmit(&self, replay: &Replay) -> Result<u64, Error> {
+        self.push_again(replay)
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ids::JobId;
-
-    fn message(text: &'static str) -> (Vec<(String, String)>, Bytes) {
-        (Vec::new(), Bytes::from_static(text.as_bytes()))
-    }
-
-    fn push(queue: &Memory, text: &'static str) -> u64 {
-        let (headers, payload) = message(text);
-        queue.push(headers, payload)
-    }
-
-    async fn one(queue: &Memory) -> Delivery {
-        queue.next(1).await.expect("no outage").pop().expect("a message is there")
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn no_more_than_asked_for_is_delivered_and_in_order() {
-        let queue = Memory::new();
-        for text in ["a", "b", "c"] {
-            push(&queue, text);
-        }
-        let two = queue.next(2).await.expect("no outage");
-        assert_eq!(two.iter().map(|delivery| delivery.stream_seq).collect::<Vec<_>>(), [1, 2]);
-        assert_eq!(one(&queue).await.payload, "c");
-        assert!(
-            queue.next(9).await.expect("no outage").is_empty(),
-            "delivered messages are not delivered again"
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_waiting_pull_gets_a_message_that_comes_later() {
-        let queue = Memory::new();
-        let (delivered, ()) = tokio::join!(queue.next(5), async {
-            tokio::task::yield_now().await;
-            push(&queue, "late");
-        });
-        assert_eq!(delivered.expect("no outage").len(), 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_stale_ack_removes_the_message_under_its_successor() {
-        let queue = Memory::new();
-        push(&queue, "a");
-        let stale = one(&queue).await;
-        queue.expire();
-        let fresh = one(&queue).await;
-        assert_eq!((stale.deliveries, fresh.deliveries), (1, 2));
-        assert_ne!(stale.receipt, fresh.receipt);
-        queue.settle(&stale.receipt, Settlement::Ack).await.expect("no outage");
-        assert_eq!(queue.unsettled(), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_nak_with_a_delay_waits_for_its_end_and_abandon_for_the_expiry() {
-        let queue = Memory::new();
-        push(&queue, "a");
-        let delivery = one(&queue).await;
-        queue.settle(&delivery.receipt, Settlement::Nak(WAIT)).await.expect("no outage");
-        assert!(queue.next(1).await.expect("no outage").is_empty());
-        queue.wake();
-        let delivery = one(&queue).await;
-        queue.settle(&delivery.receipt, Settlement::Abandon).await.expect("no outage");
-        queue.wake();
-        assert!(queue.next(1).await.expect("no outage").is_empty());
-        queue.expire();
-        let delivery = one(&queue).await;
-        queue.settle(&delivery.receipt, Settlement::Nak(Duration::ZERO)).await.expect("no outage");
-        assert_eq!(one(&queue).await.deliveries, 4);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn repeats_are_dropped_and_an_outage_loses_nothing() {
-        let queue = Memory::new();
-        let (headers, payload) = message("a");
-        let request = Submission { job_id: "j".into(), headers, payload };
-        assert_eq!(queue.submit(&request).await.expect("no outage"), 1);
-        assert_eq!(queue.submit(&request).await.expect("no outage"), 1);
-        let result = StoredResult {
-            job_id: JobId::parse("j").expect("valid"),
-            event_id: "j:result".into(),
-            subject: "agent.status.completed".into(),
-            event: Bytes::new(),
-        };
-        queue.stop();
-        assert!(queue.publish(&result).await.is_err());
-        assert!(queue.next(1).await.is_err() && !queue.ping().await);
-        queue.start();
-        for _ in 0..2 {
-            queue.publish(&result).await.expect("no outage");
-        }
-        assert_eq!(queue.results(), [result]);
-        assert_eq!(one(&queue).await.payload, "a");
-    }
-}
+mod tests;

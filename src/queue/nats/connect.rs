@@ -7,7 +7,9 @@ use async_nats::{
 };
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Config, Nats, Patience, RECONNECT_PAUSE, provision, pull};
+use super::{
+    Config, Nats, Patience, RECONNECT_PAUSE, advisories, check, provision, publish::PUBLISH_TIMEOUT, pull,
+};
 use crate::{
     job::{MAX_EVENT_BYTES, percent_decoded},
     queue::Error,
@@ -18,8 +20,12 @@ const SMALLEST_PAYLOAD: usize = MAX_EVENT_BYTES + 16 * 1024;
 
 /// How long one attempt to connect may take: DNS, TCP and TLS over a slow link.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Commands the client keeps while it is disconnected: as many as deliveries that may be held (5000).
+/// Commands the client keeps while it is disconnected: more than the deliveries that may be held (5000 slots
+/// and 256 parked).
 const CLIENT_CAPACITY: usize = 8192;
+/// Messages of one subscription that wait to be looked at: more than the largest pull (256), and few enough to be
+/// no flood when somebody sends large requests to cancel.
+const SUBSCRIPTION_CAPACITY: usize = 512;
 /// How long the server may take to answer an API request: in a cluster it asks its peers.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -60,14 +66,34 @@ impl Nats {
     async fn connect_once(config: &Config) -> Result<Self, Error> {
         let client = open(config).await?;
         check_payload(client.server_info().max_payload)?;
-        let jetstream = ContextBuilder::new().timeout(API_TIMEOUT).build(client.clone());
+        let version = client.server_info().version;
+        if check::loses_redeliveries(&version) {
+            tracing::warn!(%version, "this nats-server may never deliver messages again that were in flight when it was killed; use 2.10.26 or later");
+        }
+        // After a publish that was given up, its place among those under way is free again as soon.
+        let context = ContextBuilder::new().timeout(API_TIMEOUT).ack_timeout(PUBLISH_TIMEOUT);
+        let jetstream = context.build(client.clone());
         let consumer = provision::ensure(&jetstream, config).await?;
-        Ok(Self { client, jetstream, config: config.clone(), pull: pull::Pull::new(consumer) })
+        let advisories = provision::ensure_advisories(&jetstream, config).await?;
+        Ok(Self {
+            client,
+            jetstream,
+            config: config.clone(),
+            pull: pull::Pull::new(consumer),
+            advisories: advisories::Advisories::new(advisories),
+        })
     }
 }
 
 /// A result of full size, with its headers, must fit into a message: otherwise it could never be published.
-fn check_payload(max_payload: usize) -> Result<(), Error> {
+pub(super) fn check_payload(max_payload: usize) -> Result<(), Error> {
+    if max_payload > check::MAX_MESSAGE_BYTES {
+        tracing::warn!(
+            max_payload,
+            longest = check::MAX_MESSAGE_BYTES,
+            "JetStream keeps no message above 32 MiB in files: streams made by this program refuse them, others may lose them"
+        );
+    }
     if max_payload >= SMALLEST_PAYLOAD {
         return Ok(());
     }
@@ -75,7 +101,7 @@ fn check_payload(max_payload: usize) -> Result<(), Error> {
     Err(Error::Unusable { object: "the server".into(), reason })
 }
 
-async fn open(config: &Config) -> Result<Client, Error> {
+pub(super) async fn open(config: &Config) -> Result<Client, Error> {
     let addresses: Result<Vec<ServerAddr>, _> = config.urls.iter().map(|url| url.parse()).collect();
     let addresses = addresses.map_err(|_| Error::Refused("a server's URL cannot be read".into()))?;
     let mut options = ConnectOptions::new()
@@ -87,6 +113,7 @@ async fn open(config: &Config) -> Result<Client, Error> {
             (RECONNECT_PAUSE.0 * 2_u32.pow(doublings)).min(RECONNECT_PAUSE.1)
         })
         .client_capacity(CLIENT_CAPACITY)
+        .subscription_capacity(SUBSCRIPTION_CAPACITY)
         .event_callback(|event| async move { log(&event) });
     // The client itself takes no notice of what stands before the `@` of a URL.
     if let Some((user, password)) = addresses.iter().find_map(credentials) {

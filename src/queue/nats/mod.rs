@@ -5,14 +5,20 @@
 //! **Invariant:** nothing is sent into a broken connection: what waits in the client's buffer would reach the
 //! server after the reconnect, when nobody listens for the answer any more.
 
+mod advisories;
 mod check;
 mod connect;
+mod control;
+mod examine;
 mod provision;
 mod publish;
 mod pull;
 mod settle;
+mod upkeep;
 mod watch;
 
+pub use check::RESULTS_MAX_AGE;
+pub use examine::{Doubt, Examined, Numbers};
 pub use watch::Results;
 
 use std::{fmt, path::PathBuf, time::Duration};
@@ -23,11 +29,19 @@ use async_nats::{
     jetstream::{self, Context, ErrorCode, context::RequestErrorKind, response::Response, stream},
 };
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value as Json;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Delivery, Error, Queue, Receipt, Settlement, Submission};
-use crate::store::{DeadLetter, StoredResult};
+use super::{
+    Advisory, Delivery, Error, Queue, Receipt, Replay, Settlement, Stored, Submission,
+    control::ControlRequest,
+};
+use crate::{
+    ids::ThreadId,
+    store::{DeadLetter, StoredResult},
+};
 
 /// Shortest and longest pause between attempts to reconnect: with the client's own pauses (up to 4 s) a 6 s
 /// outage took 8 s.
@@ -60,12 +74,25 @@ pub struct Config {
     pub results_stream: String,
     /// The stream of dead letters (`agent.dlq.>`).
     pub dlq_stream: String,
+    /// The stream that keeps what the server says about messages it gave up.
+    pub advisories_stream: String,
     /// What happens when a stream or the consumer is missing.
     pub provision: Provision,
     /// Copies of each message in streams we create.
     pub replicas: usize,
     /// Time after which an unsettled message without progress is delivered again, when we create the consumer.
     pub ack_wait: Duration,
+    /// What the rest of the process needs of the consumer, whoever made it.
+    pub needs: Needs,
+}
+
+/// What the process needs of the consumer; less is refused at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Shortest ack wait: the lease of a thread, or a redelivery would find its dead owner's lease still running.
+    pub ack_wait: Duration,
+    /// Fewest unsettled messages: as many as one process may hold, running and parked.
+    pub ack_pending: usize,
 }
 
 /// What happens when a stream or the consumer is missing.
@@ -98,9 +125,11 @@ impl Default for Config {
             consumer: "agent-executor-workers".into(),
             results_stream: "AGENT_RESULTS".into(),
             dlq_stream: "AGENT_DLQ".into(),
+            advisories_stream: "AGENT_ADVISORIES".into(),
             provision: Provision::Create,
             replicas: 1,
             ack_wait: Duration::from_secs(30),
+            needs: Needs { ack_wait: Duration::from_secs(5), ack_pending: 356 },
         }
     }
 }
@@ -115,6 +144,7 @@ impl fmt::Debug for Config {
             .field("consumer", &self.consumer)
             .field("results_stream", &self.results_stream)
             .field("dlq_stream", &self.dlq_stream)
+            .field("advisories_stream", &self.advisories_stream)
             .field("provision", &self.provision)
             .field("ack_wait", &self.ack_wait)
             .finish_non_exhaustive()
@@ -138,7 +168,13 @@ impl Config {
                 problems.push(format!("{:?} is no NATS URL", without_password(url)));
             }
         }
-        for name in [&self.execution_stream, &self.consumer, &self.results_stream, &self.dlq_stream] {
+        for name in [
+            &self.execution_stream,
+            &self.consumer,
+            &self.results_stream,
+            &self.dlq_stream,
+            &self.advisories_stream,
+        ] {
             if name.is_empty() || name.contains(|c: char| c.is_whitespace() || ".*>/\\".contains(c)) {
                 problems.push(format!("{name:?} is no name of a stream or consumer"));
             }
@@ -166,6 +202,7 @@ pub struct Nats {
     jetstream: Context,
     config: Config,
     pull: pull::Pull,
+    advisories: advisories::Advisories,
 }
 
 impl Nats {
@@ -202,7 +239,7 @@ impl Nats {
 
 /// Why an API request failed.
 enum ApiError {
-    /// The stream or consumer does not exist.
+    /// The stream, consumer or message does not exist.
     NotFound,
     /// Anything else.
     Other(Error),
@@ -211,7 +248,7 @@ enum ApiError {
 impl From<ApiError> for Error {
     fn from(error: ApiError) -> Self {
         match error {
-            ApiError::NotFound => Self::Refused("the stream or consumer does not exist".into()),
+            ApiError::NotFound => Self::Refused("the stream, consumer or message does not exist".into()),
             ApiError::Other(error) => error,
         }
     }
@@ -238,7 +275,10 @@ async fn api<T: DeserializeOwned>(
     match response {
         Response::Ok(answer) => Ok(answer),
         Response::Err { error } => Err(match error.error_code() {
-            ErrorCode::STREAM_NOT_FOUND | ErrorCode::CONSUMER_NOT_FOUND => ApiError::NotFound,
+            ErrorCode::STREAM_NOT_FOUND
+            | ErrorCode::CONSUMER_NOT_FOUND
+            | ErrorCode::NO_MESSAGE_FOUND
+            | ErrorCode::SEQUENCE_NOT_FOUND => ApiError::NotFound,
             _ => ApiError::Other(refusal(&error)),
         }),
     }
@@ -285,6 +325,47 @@ impl Queue for Nats {
         let subject = format!("STREAM.INFO.{}", self.config.execution_stream);
         let answer = timeout(PING_TIMEOUT, api::<stream::Info>(&self.jetstream, &subject, &Nothing {}));
         self.client.connection_state() == State::Connected && matches!(answer.await, Ok(Ok(_)))
+    }
+
+    async fn control(&self) -> Result<BoxStream<'static, ControlRequest>, Error> {
+        self.control_requests().await
+    }
+
+    async fn answer(&self, reply: &Receipt, answer: &Json) {
+        control::send_answer(&self.client, reply.0.clone(), answer).await;
+    }
+
+    async fn notice(&self, threads: &[ThreadId]) {
+        self.send_notice(threads).await;
+    }
+
+    async fn notices(&self) -> Result<BoxStream<'static, Vec<ThreadId>>, Error> {
+        self.heard_notices().await
+    }
+
+    async fn lingering(
+        &self,
+        after_seq: u64,
+        older_than: Duration,
+        limit: usize,
+    ) -> Result<Vec<Stored>, Error> {
+        self.find_lingering(after_seq, older_than, limit).await
+    }
+
+    async fn fetch(&self, stream_seq: u64) -> Result<Option<Stored>, Error> {
+        self.stored_at(stream_seq).await
+    }
+
+    async fn discard(&self, stream_seq: u64) -> Result<(), Error> {
+        self.delete(stream_seq).await
+    }
+
+    async fn advisories(&self, max: usize) -> Result<Vec<Advisory>, Error> {
+        self.pull_advisories(max).await
+    }
+
+    async fn resubmit(&self, replay: &Replay) -> Result<u64, Error> {
+        self.publish_replay(replay).await
     }
 }
 

@@ -7,23 +7,23 @@ use std::{str::FromStr, time::Duration};
 
 use async_nats::{
     HeaderMap,
-    header::{HeaderName, HeaderValue, NATS_MESSAGE_ID},
+    header::{HeaderName, HeaderValue, NATS_EXPECTED_STREAM, NATS_MESSAGE_ID},
     jetstream::{
-        self,
+        self, ErrorCode,
         context::{PublishError, PublishErrorKind},
     },
 };
 use bytes::Bytes;
 use tokio::time::timeout;
 
-use super::{Nats, refusal};
+use super::{Nats, check, refusal};
 use crate::{
-    queue::{Error, Submission},
+    queue::{Error, Replay, Submission},
     store::{DeadLetter, StoredResult},
 };
 
 /// How long storing a message may take, from the call to the confirmation.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest error in a dead letter's header, in characters; the rest is in the store's copy.
 const MAX_ERROR_CHARS: usize = 1024;
 /// Headers with this prefix are orders to the server.
@@ -53,6 +53,17 @@ impl Nats {
         Ok(ack.sequence)
     }
 
+    pub(super) async fn publish_replay(&self, replay: &Replay) -> Result<u64, Error> {
+        let mut headers = HeaderMap::new();
+        for (name, text) in replay.all_headers() {
+            headers.append(header_name(&name)?, value(&text));
+        }
+        // The old subject may belong to another stream by now.
+        headers.insert(NATS_EXPECTED_STREAM, value(&self.config.execution_stream));
+        let ack = self.store(replay.subject.clone(), headers, replay.payload.clone()).await?;
+        Ok(ack.sequence)
+    }
+
     pub(super) async fn publish_letter(&self, letter: &DeadLetter) -> Result<(), Error> {
         let mut headers = HeaderMap::new();
         for (name, text) in &letter.headers {
@@ -65,9 +76,16 @@ impl Nats {
         headers.insert("Executor-Deliveries", letter.deliveries.to_string());
         headers.insert(NATS_MESSAGE_ID, value(&format!("{}:{}", letter.stream, letter.stream_seq)));
         let subject = format!("agent.dlq.{}", letter.reason);
-        match self.store(subject.clone(), headers.clone(), letter.payload.clone()).await {
+        let whole = async {
+            // A record that JetStream cannot keep would be confirmed by some servers all the same.
+            if letter.payload.len() > check::MAX_MESSAGE_BYTES {
+                return Err(Stored::TooLarge);
+            }
+            self.store(subject.clone(), headers.clone(), letter.payload.clone()).await
+        };
+        match whole.await {
             Err(Stored::TooLarge) => {
-                // The headers we add may push a full-size message over the server's limit.
+                // The headers we add may push a full-size message over the limit of the server or the stream.
                 headers.insert("Executor-Payload-Bytes", letter.payload.len().to_string());
                 self.store(subject, headers, Bytes::new()).await?;
                 Ok(())
@@ -103,7 +121,9 @@ enum Stored {
 impl From<Stored> for Error {
     fn from(stored: Stored) -> Self {
         match stored {
-            Stored::TooLarge => Self::Refused("the message is larger than the server's max_payload".into()),
+            Stored::TooLarge => {
+                Self::Refused("the message is larger than the server or the stream takes".into())
+            }
             Stored::Not(error) => error,
         }
     }
@@ -122,10 +142,13 @@ fn not_stored(error: &PublishError) -> Stored {
         }
         PublishErrorKind::Other => {
             let source = std::error::Error::source(error);
-            Stored::Not(match source.and_then(|source| source.downcast_ref::<jetstream::Error>()) {
-                Some(answer) => refusal(answer),
-                None => Error::Unavailable(error.to_string()),
-            })
+            match source.and_then(|source| source.downcast_ref::<jetstream::Error>()) {
+                Some(answer) if answer.error_code() == ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => {
+                    Stored::TooLarge
+                }
+                Some(answer) => Stored::Not(refusal(answer)),
+                None => Stored::Not(Error::Unavailable(error.to_string())),
+            }
         }
     }
 }

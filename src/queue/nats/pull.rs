@@ -5,8 +5,8 @@
 //!
 //! Two requests make a pull: one that waits a second for a single message, and, when one came, one that takes
 //! what else is there without waiting. One request for many would hold back the first message until the second
-//! is over. Neither has a heartbeat (async-nats 0.51 loses the wake-up after one), and `messages()` is no
-//! choice because it fetches 200 messages ahead.
+//! is over. The second is left out when the first message says that no other waits. Neither has a heartbeat
+//! (async-nats 0.51 loses the wake-up after one), and `messages()` is no choice because it fetches 200 messages ahead.
 
 use std::{
     pin::pin,
@@ -19,16 +19,18 @@ use futures::{Stream, StreamExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{ApiError, Nats, Provision, check, provision};
-use crate::queue::{Delivery, Error, Receipt};
+use crate::queue::{Delivery, Error, PULL_BYTES, Receipt};
 
 /// How long a pull waits for its first message: short, because an open pull delays a drain and outlives a
 /// server's restart by seconds.
 const EXPIRES: Duration = Duration::from_secs(1);
 /// How much later than that the server's word "nothing came" may arrive. A deleted consumer on nats-server
 /// 2.9 never says it.
-const GRACE: Duration = Duration::from_secs(1);
-/// Most messages of one pull: bounds the memory of a burst (1 MiB each) when many slots are free.
-const MAX_BATCH: usize = 256;
+pub(super) const GRACE: Duration = Duration::from_secs(1);
+/// The slowest network a message is given time for on its way here: one that has begun to come must not be left.
+const SLOWEST_KILOBYTES_PER_SECOND: u32 = 4 * 1024;
+/// Most messages of one pull; a burst of large ones ends at [`PULL_BYTES`] before.
+pub(super) const MAX_BATCH: usize = 256;
 
 /// How long streams and consumer may take to be looked at and created: eight requests of some milliseconds.
 const REPAIR_TIMEOUT: Duration = Duration::from_secs(5);
@@ -56,7 +58,7 @@ impl Pull {
 }
 
 /// How a request ended.
-enum End {
+pub(super) enum End {
     /// The server said that it is over, or it got all it asked for.
     Answered,
     /// The server's word that something is wrong, or no word at all.
@@ -78,11 +80,12 @@ impl Nats {
         let allowed = usize::try_from(info.max_batch).ok().filter(|limit| *limit > 0).unwrap_or(MAX_BATCH);
         let max = max.min(allowed).min(MAX_BATCH);
 
-        let mut deliveries = Vec::new();
-        let deadline = Instant::now() + expires + GRACE;
+        let (mut deliveries, mut pending) = (Vec::new(), 0);
+        let grace = GRACE + self.transfer();
+        let deadline = Instant::now() + expires + grace;
         let first = consumer.batch().max_messages(1).expires(expires).messages().await;
         let end = match first {
-            Ok(messages) => collect(messages, &mut deliveries, deadline).await,
+            Ok(messages) => collect(messages, &mut deliveries, &mut pending, deadline).await,
             Err(error) => End::Broken(error.to_string()),
         };
         if deliveries.is_empty() {
@@ -91,15 +94,22 @@ impl Nats {
                 End::Broken(reason) => self.repair(reason).await,
             };
         }
-        if max > 1 {
-            let deadline = Instant::now() + GRACE;
-            let rest = consumer.fetch().max_messages(max - 1).messages().await;
+        if max > 1 && pending > 0 {
+            let deadline = Instant::now() + grace;
+            let rest = consumer.fetch().max_messages(max - 1).max_bytes(PULL_BYTES).messages().await;
             // Whatever is wrong shows in the next pull; what has come must be handed out now.
             if let Ok(messages) = rest {
-                collect(messages, &mut deliveries, deadline).await;
+                collect(messages, &mut deliveries, &mut pending, deadline).await;
             }
         }
         Ok(deliveries)
+    }
+
+    /// How long the largest message of this server may be on its way.
+    fn transfer(&self) -> Duration {
+        let largest = self.client.server_info().max_payload.min(check::MAX_MESSAGE_BYTES);
+        let kilobytes = u32::try_from(largest / 1024).expect("31 MiB fit");
+        Duration::from_secs(1) * kilobytes / SLOWEST_KILOBYTES_PER_SECOND
     }
 
     /// Finds out why a pull broke. Creates the consumer again when it is gone and we may.
@@ -124,17 +134,21 @@ impl Nats {
     }
 }
 
-/// Moves all messages of one request into `deliveries`.
-async fn collect(
+/// Moves all messages of one request into `deliveries`, and how many were left after the last one into `pending`.
+pub(super) async fn collect(
     messages: impl Stream<Item = Result<jetstream::Message, async_nats::Error>>,
     deliveries: &mut Vec<Delivery>,
+    pending: &mut u64,
     deadline: Instant,
 ) -> End {
     let mut messages = pin!(messages);
     loop {
         match timeout_at(deadline, messages.next()).await {
             Ok(Some(Ok(message))) => match delivery(message) {
-                Some(delivery) => deliveries.push(delivery),
+                Some((delivery, left)) => {
+                    deliveries.push(delivery);
+                    *pending = left;
+                }
                 None => tracing::warn!("message without a place in a stream was skipped"),
             },
             Ok(Some(Err(error))) => return End::Broken(error.to_string()),
@@ -144,8 +158,10 @@ async fn collect(
     }
 }
 
-fn delivery(message: jetstream::Message) -> Option<Delivery> {
+/// The message, and how many wait behind it.
+fn delivery(message: jetstream::Message) -> Option<(Delivery, u64)> {
     let info = message.info().ok()?;
+    let pending = info.pending;
     let (stream, stream_seq) = (info.stream.to_owned(), info.stream_sequence);
     let deliveries = u64::try_from(info.delivered).ok()?;
     let message = message.message;
@@ -155,7 +171,7 @@ fn delivery(message: jetstream::Message) -> Option<Delivery> {
     }
     // The client keeps headers in a hash map; a stable sort keeps repeated ones in order.
     headers.sort_by(|one, two| one.0.cmp(&two.0));
-    Some(Delivery {
+    let delivery = Delivery {
         stream,
         stream_seq,
         subject: message.subject.to_string(),
@@ -163,5 +179,6 @@ fn delivery(message: jetstream::Message) -> Option<Delivery> {
         payload: message.payload,
         deliveries,
         receipt: Receipt(message.reply?.to_string()),
-    })
+    };
+    Some((delivery, pending))
 }
