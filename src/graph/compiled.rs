@@ -193,7 +193,7 @@ pub enum NodeKind {
 #[derive(Debug)]
 pub struct ModelNode {
     /// Which model.
-    pub model: ModelSettings,
+    pub model: Arc<ModelSettings>,
     /// Instructions, rendered over the state.
     pub system_prompt: Option<Template>,
     /// The user's turn, rendered over the state; when absent the channel `messages` is the conversation.

@@ -379,6 +379,38 @@ pub struct ToolDefinition {
     /// A script in another language that answers the call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime: Option<ToolRuntime>,
+    /// What a repeated call would do; by the method of `http` when left out: `irreversible` for `POST` and
+    /// `PATCH`, else `idempotent`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effect: Option<Effect>,
+}
+
+/// What a call does outside, and so whether it may be made again after a crash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Effect {
+    /// Nothing: it is made again, and nobody keeps account of it.
+    Pure,
+    /// The same however often it is made under one key: made again with the same key.
+    Idempotent,
+    /// Something that must not happen twice: never made again unless a person says that it did not happen.
+    Irreversible,
+}
+
+impl Effect {
+    /// The word in definitions and in the table.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pure => "pure",
+            Self::Idempotent => "idempotent",
+            Self::Irreversible => "irreversible",
+        }
+    }
+
+    /// The class that [`Effect::as_str`] writes as `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Pure, Self::Idempotent, Self::Irreversible].into_iter().find(|effect| effect.as_str() == text)
+    }
 }
 
 /// An HTTP request made of templates over the tool's arguments.

@@ -136,10 +136,10 @@ impl Lowering<'_> {
         self.mistakes.push(Diagnostic::new(place, message));
     }
 
-    fn model(&self, own: Option<&ModelSettings>) -> ModelSettings {
+    fn model(&self, own: Option<&ModelSettings>) -> Arc<ModelSettings> {
         let default =
             self.parts.definition.value.defaults.as_ref().and_then(|defaults| defaults.model.as_ref());
-        own.or(default).cloned().unwrap_or_else(|| ModelSettings::parse(DEFAULT_MODEL))
+        Arc::new(own.or(default).cloned().unwrap_or_else(|| ModelSettings::parse(DEFAULT_MODEL)))
     }
 
     fn agent(&mut self, agent: &AgentNode, name: &str, place: Place<'_>, extras: Extras) -> PlainNode {

@@ -25,7 +25,7 @@ pub use compiled::{
     Branch, Case, ChannelSpec, Comparison, CompiledGraph, Condition, Edge, ModelNode, Node, NodeKind,
     Reducer, Routes, Subagent, ToolsNode, TransformNode,
 };
-pub use definition::{DEFAULT_MODEL, HttpTool, ModelSettings, ToolDefinition, ToolRuntime};
+pub use definition::{DEFAULT_MODEL, Effect, HttpTool, ModelSettings, ToolDefinition, ToolRuntime};
 pub use describe::describe;
 pub use diagnostic::Diagnostic;
 pub use expression::{Error as ExpressionError, Expression, Template};

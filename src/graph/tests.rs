@@ -259,7 +259,7 @@ fn an_orchestrator_becomes_a_model_and_its_tools_and_specialists_become_graphs()
     assert_eq!(&*researcher.graph.name, "Researcher");
     let own = model(&researcher.graph, "Researcher");
     assert_eq!(own.tools.len(), 1 + BUILTIN_TOOLS.len());
-    assert_eq!(own.model, ModelSettings::parse(DEFAULT_MODEL));
+    assert_eq!(*own.model, ModelSettings::parse(DEFAULT_MODEL));
     assert_eq!(own.system_prompt.as_ref().map(Template::source), Some("{{ literally }}"));
     assert_eq!(
         own.system_prompt.as_ref().map(|t| t.render(&Default::default())),
@@ -348,7 +348,7 @@ fn models_come_from_the_node_then_the_definition_then_the_program() {
     let settings = &model(&graph, "a").model;
     assert_eq!((settings.provider.as_str(), settings.model.as_str()), ("openai", "d"));
     assert_eq!(settings.fallbacks, [ModelSettings::parse("x:y")]);
-    assert_eq!(model(&graph, "b").model, ModelSettings::parse("openai:llama"));
+    assert_eq!(*model(&graph, "b").model, ModelSettings::parse("openai:llama"));
     assert_eq!(model(&graph, "b").tools_node, None);
 }
 

@@ -11,7 +11,9 @@ mod transform;
 
 pub use delegation::{child_input, merge_back};
 pub use spending::{Budget, Spending};
-pub use tool_call::{Asked, asked, finish as finish_tool, run as run_tool, start as start_tool};
+pub use tool_call::{
+    Asked, Told, asked, finish as finish_tool, idempotency_key, run as run_tool, start as start_tool,
+};
 pub use tool_set::ToolSet;
 
 use std::sync::Arc;

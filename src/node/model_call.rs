@@ -72,10 +72,10 @@ async fn ask(
     node: &ModelNode,
     mut request: Request,
 ) -> Result<Answer, Error> {
-    let candidates = std::iter::once(&node.model).chain(&node.model.fallbacks);
+    let fallbacks = node.model.fallbacks.iter().map(|settings| Arc::new(settings.clone()));
     let mut last = None;
-    for settings in candidates {
-        request.settings = settings.clone();
+    for settings in std::iter::once(node.model.clone()).chain(fallbacks) {
+        request.settings = settings;
         match ask_one(scope, task, &mut request).await {
             Err(Error::Model(error)) if error.is_retryable() => last = Some(error),
             other => return other,
@@ -95,7 +95,7 @@ async fn ask_one(scope: &Scope, task: TaskView<'_>, request: &mut Request) -> Re
         let Some(wait) = scope.retry.delay(request.retry, &error, fastrand::u64(..)) else {
             return Err(error.into());
         };
-        let (ModelSettings { provider, model, .. }, code) = (&request.settings, error.code());
+        let (ModelSettings { provider, model, .. }, code) = (&*request.settings, error.code());
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         tracing::warn!(node = %task.node.name, %provider, %model, code, %error, retry = request.retry, wait_ms, "model call failed, trying again");
         request.retry += 1;
@@ -112,7 +112,8 @@ fn accept(answer: Answer) -> Result<Answer, Error> {
 
 /// One try: streams the text as it comes, under a message id of its own so that a retry never doubles text.
 async fn call(scope: &Scope, task: TaskView<'_>, request: Request) -> Result<Answer, model::Error> {
-    let ModelSettings { provider, model, .. } = request.settings.clone();
+    let settings = request.settings.clone();
+    let ModelSettings { provider, model, .. } = &*settings;
     let span = tracing::info_span!(
         "model_call",
         otel.name = format!("chat {model}"),
@@ -124,8 +125,10 @@ async fn call(scope: &Scope, task: TaskView<'_>, request: Request) -> Result<Ans
         node = %task.node.name,
     );
     // Only configured providers become label values; models are bounded.
-    let adapter = scope.models.provider(&provider)?;
-    let label = label::MODEL.value(&model);
+    let adapter = scope.models.provider(provider)?;
+    let label = label::MODEL.value(model);
+    // Waiting is no part of the call, but of the time of the node and the job.
+    let _turn = scope.models.turn().await;
     let started = Instant::now();
     let result = stream(scope, task, (adapter, request)).instrument(span.clone()).await;
     let elapsed = started.elapsed().as_secs_f64();
@@ -153,11 +156,13 @@ async fn stream(
     let message_id = format!("run-{}", uuid::Uuid::new_v4());
     let mut chunks = adapter.call(request).await?;
     let mut text = TokenBuffer::new(scope.emitter.tokens());
+    let mut is_first = true;
     loop {
-        let due = text.due_in(Instant::now());
         let chunk = tokio::select! {
+            // The clock is read only when the model has nothing to say.
+            biased;
             chunk = chunks.next() => chunk,
-            () = wait(due), if due.is_some() => {
+            () = due(&text) => {
                 if let Some(piece) = text.tick(Instant::now()) {
                     scope.emitter.token(task.origin(), &message_id, &piece);
                 }
@@ -166,9 +171,10 @@ async fn stream(
         };
         match chunk {
             Some(Ok(Chunk::Text(piece))) => {
-                if let Some(seconds) = scope.spending.first_token() {
+                if let Some(seconds) = is_first.then(|| scope.spending.first_token()).flatten() {
                     metrics::histogram!(metric::FIRST_TOKEN_SECONDS).record(seconds);
                 }
+                is_first = false;
                 if let Some(piece) = text.push(&piece, Instant::now()) {
                     scope.emitter.token(task.origin(), &message_id, &piece);
                 }
@@ -177,7 +183,7 @@ async fn stream(
                 if let Some(piece) = text.finish() {
                     scope.emitter.token(task.origin(), &message_id, &piece);
                 }
-                return Ok(Answer { message_id, reply });
+                return Ok(Answer { message_id, reply: *reply });
             }
             Some(Err(error)) => return Err(error),
             None => {
@@ -188,8 +194,12 @@ async fn stream(
     }
 }
 
-async fn wait(due: Option<Duration>) {
-    tokio::time::sleep(due.unwrap_or_default()).await;
+/// Waits until the text that waits may be sent; for ever when none does.
+async fn due(text: &TokenBuffer) {
+    match text.due_in(Instant::now()) {
+        Some(due) => tokio::time::sleep(due).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The AI message, the channel the answer goes to, and one send per tool call.

@@ -119,7 +119,7 @@ pub fn start(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> Instant {
     Instant::now()
 }
 
-/// Runs the call.
+/// Runs the call. Whoever calls has the tool's turn.
 pub async fn run(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> Answer {
     let Some(tool) = task.tools.get(&call.name) else { return Answer::error("the tool is not available") };
     let key = idempotency_key(scope, task, call);
@@ -128,14 +128,19 @@ pub async fn run(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> Answer {
     tool.call(call).await
 }
 
+/// An answer to a call.
+#[derive(Debug)]
+pub struct Told {
+    /// When the call was announced.
+    pub started: Instant,
+    /// What the tool answered.
+    pub answer: Answer,
+    /// Whether an earlier attempt made the call.
+    pub is_replayed: bool,
+}
+
 /// Reports the answer, and turns it into the task's writes.
-pub fn finish(
-    scope: &Scope,
-    task: TaskView<'_>,
-    call: &ToolCall,
-    started: Instant,
-    answer: Answer,
-) -> Vec<Write> {
+pub fn finish(scope: &Scope, task: TaskView<'_>, call: &ToolCall, told: Told) -> Vec<Write> {
     #[derive(Serialize)]
     struct End<'a> {
         tool_name: &'a str,
@@ -143,7 +148,10 @@ pub fn finish(
         tool_call_id: &'a str,
         status: &'static str,
         duration_ms: u128,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        replayed: bool,
     }
+    let Told { started, answer, is_replayed } = told;
     let status = answer.status.as_str();
     let data = End {
         tool_name: &call.name,
@@ -151,6 +159,7 @@ pub fn finish(
         tool_call_id: &call.id,
         status,
         duration_ms: started.elapsed().as_millis(),
+        replayed: is_replayed,
     };
     scope.emitter.emit(EventType::ToolEnd, task.origin(), data);
     // A name the model made up is not a label value: it is unbounded.
@@ -171,7 +180,7 @@ fn answer_message(task: TaskView<'_>, call: &ToolCall, status: ToolStatus, conte
 }
 
 /// The same on every attempt: task ids follow from the checkpoint the task starts from.
-fn idempotency_key(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> String {
+pub fn idempotency_key(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> String {
     let parts = [scope.thread_id.as_str(), task.ns.as_str(), task.id.as_str(), &call.id];
     let digest = Sha256::digest(parts.join("|"));
     digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()[..KEY_CHARS].to_owned()

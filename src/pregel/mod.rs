@@ -9,6 +9,7 @@ mod apply;
 mod channel;
 mod checkpoint;
 mod input;
+mod interrupt;
 mod messages;
 mod plan;
 
@@ -16,6 +17,7 @@ pub use apply::{Applied, Stamp, TaskWrites, apply};
 pub use channel::{fold, view};
 pub use checkpoint::{Checkpoint, Metadata, PendingWrite, Source, Version};
 pub use input::{accept_input, mark_resumed};
+pub use interrupt::{Answers, Dialogue, Question, waiting};
 pub use plan::{Task, TaskInput, plan, restore};
 
 use crate::value::{Name, Value};

@@ -2,10 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{
-    Checkpoint, ERROR, ERROR_SOURCE, INTERRUPT, PendingWrite, RESUME, SENDS, START, Version, Write,
-    channel::Kind,
-};
+use super::{Checkpoint, PendingWrite, SENDS, START, Version, Write, channel::Kind, interrupt::is_mark};
 use crate::{
     graph::CompiledGraph,
     ids::{self, Namespace, TaskId},
@@ -107,7 +104,6 @@ impl Maker<'_> {
 /// The writes of `task` if an earlier attempt finished it: at least one stored write that is not a mark
 /// of failure or of an interrupt.
 pub fn restore(task: &Task, pending: &[PendingWrite]) -> Option<Vec<Write>> {
-    let is_mark = |channel: &str| matches!(channel, ERROR | ERROR_SOURCE | INTERRUPT | RESUME);
     let own = pending.iter().filter(|write| write.task_id == task.id && !is_mark(&write.channel));
     let writes: Vec<_> = own.map(|write| Write::new(write.channel.clone(), write.value.clone())).collect();
     (!writes.is_empty()).then_some(writes)
@@ -118,7 +114,10 @@ mod tests {
     use indexmap::IndexMap;
 
     use super::*;
-    use crate::ids::CheckpointId;
+    use crate::{
+        ids::CheckpointId,
+        pregel::{ERROR, INTERRUPT, RESUME},
+    };
 
     fn checkpoint(id: &str) -> Checkpoint {
         Checkpoint {

@@ -2,24 +2,23 @@
 
 use std::sync::Arc;
 
+use serde_json::Value as Json;
+
 use super::{
     code,
     committer::Step,
     failure,
     start::{Arrival, Stamps, pending},
-    superstep::{Frame, Position},
+    superstep::{Frame, Position, RESUME_IDX},
 };
 use crate::{
     graph::CompiledGraph,
-    ids::{Epoch, Namespace, TaskId},
+    ids::{self, Epoch, JobId, Namespace, TaskId},
     job::{Command, Failure},
-    pregel::{self, Checkpoint, INTERRUPT, PendingWrite, RESUME, Source, Stamp, Task, TaskInput, Write},
+    pregel::{self, Answers, Checkpoint, PendingWrite, RESUME, Source, Stamp, Task, TaskInput, Write},
     store::{Put, Saved, TaskWrites},
     value::Value,
 };
-
-/// LangGraph's place of an answer among a task's writes.
-const RESUME_IDX: i32 = -4;
 
 /// Where `command` continues from `base`.
 ///
@@ -35,10 +34,11 @@ pub(super) fn arrive(
     let Some(saved) = base else {
         return Err(failure(code::NOTHING_TO_RESUME, "the thread has no checkpoint to continue from"));
     };
-    check(&frame.graph, command, &saved)?;
+    check(&frame.graph, command)?;
     let is_newest = stamps.floor.as_ref() == Some(&saved.checkpoint.id);
     let writes = writes(command);
     if is_newest {
+        let answers = Answered::of(frame, command, &saved, stamps.job_id())?;
         let stored = stored(&saved);
         // A command that crashed before its first checkpoint finds its own writes here.
         let news = if stored.ends_with(&writes) { &[][..] } else { &writes[..] };
@@ -47,10 +47,82 @@ pub(super) fn arrive(
         let position = &arrival.position;
         let tasks = pregel::plan(&frame.graph, &frame.ns, &position.checkpoint, position.step + 1);
         if writes.is_empty() || !tasks.is_empty() {
-            return Ok(arrival.with_writes(&frame.ns, told(command, (stored.len(), news))));
+            let told = told(stored.len(), news).into_iter().chain(answers.record);
+            let arrival = arrival.with_writes(&frame.ns, told.collect());
+            return Ok(Arrival { answers: answers.by_id, ..arrival });
         }
+    } else if command.resume.is_some() {
+        let message = "/command/resume: an answer belongs to the newest checkpoint; leave checkpoint_id out";
+        return Err(failure(code::BAD_REQUEST, message));
     }
-    Ok(as_checkpoint(frame, saved, writes, stamps)?.with_writes(&frame.ns, told(command, (0, &[]))))
+    as_checkpoint(frame, saved, writes, stamps)
+}
+
+/// The answers a command gives.
+#[derive(Default)]
+struct Answered {
+    by_id: Answers,
+    /// What notes them, when nothing does yet.
+    record: Option<PendingWrite>,
+}
+
+impl Answered {
+    /// Finds the interrupts of `saved` that `command` answers, once per job: a later attempt must not take
+    /// its answer for one to a question that was asked since.
+    fn of(frame: &Frame, command: &Command, saved: &Saved, job_id: &JobId) -> Result<Self, Failure> {
+        let Some(resume) = &command.resume else { return Ok(Self::default()) };
+        let task_id = TaskId::from_digest(ids::digest(&[b"answers|", job_id.as_str().as_bytes()]));
+        if let Some(noted) = saved.writes.iter().find(|write| write.task_id == task_id) {
+            let by_id = noted.value.as_map().into_iter().flatten();
+            return Ok(Self {
+                by_id: by_id.map(|(id, answer)| (id.clone(), answer.clone())).collect(),
+                record: None,
+            });
+        }
+        let tasks = pregel::plan(&frame.graph, &frame.ns, &saved.checkpoint, saved.metadata.step + 1);
+        let of_graph = |write: &&PendingWrite| tasks.iter().any(|task| task.id == write.task_id);
+        let pending: Vec<_> = saved.writes.iter().filter(of_graph).cloned().collect();
+        let waiting: Vec<_> =
+            pregel::waiting(&pending).iter().map(|interrupt| interrupt.id.clone()).collect();
+        let by_id = by_id(resume, &waiting)?;
+        let pairs = by_id.iter().map(|(id, answer)| (id.clone(), answer.clone()));
+        let value = Value::map(pairs);
+        let record =
+            PendingWrite { task_id, task_path: "".into(), idx: RESUME_IDX, channel: RESUME.into(), value };
+        Ok(Self { by_id, record: Some(record) })
+    }
+}
+
+/// Which of the `waiting` interrupts `resume` answers: those it names, or else the only one there is.
+fn by_id(resume: &Json, waiting: &[Arc<str>]) -> Result<Answers, Failure> {
+    if waiting.is_empty() {
+        return Err(failure(code::NOTHING_TO_RESUME, "no interrupt of the thread waits for an answer"));
+    }
+    let named =
+        resume.as_object().filter(|map| !map.is_empty() && map.keys().all(|key| is_interrupt_id(key)));
+    let Some(named) = named else {
+        let [id] = waiting else {
+            let message = format!(
+                "/command/resume: {} interrupts wait, so the answer must be an object with the id of each that it \
+                 answers: {}",
+                waiting.len(),
+                waiting.join(", ")
+            );
+            return Err(failure(code::RESUME_AMBIGUOUS, message));
+        };
+        return Ok(Answers::from([(id.clone(), Value::from(resume.clone()))]));
+    };
+    let unknown: Vec<_> = named.keys().filter(|id| !waiting.iter().any(|waits| **waits == ***id)).collect();
+    if let Some(id) = unknown.first() {
+        let message =
+            format!("/command/resume: no interrupt {id} waits; those that wait: {}", waiting.join(", "));
+        return Err(failure(code::RESUME_UNKNOWN, message));
+    }
+    Ok(named.iter().map(|(id, answer)| (id.as_str().into(), Value::from(answer.clone()))).collect())
+}
+
+fn is_interrupt_id(text: &str) -> bool {
+    text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 /// What earlier commands wrote on the checkpoint and no superstep has taken up.
@@ -60,7 +132,7 @@ fn stored(saved: &Saved) -> Vec<Write> {
     writes.map(|write| Write::new(write.channel.clone(), write.value.clone())).collect()
 }
 
-fn check(graph: &CompiledGraph, command: &Command, saved: &Saved) -> Result<(), Failure> {
+fn check(graph: &CompiledGraph, command: &Command) -> Result<(), Failure> {
     if let Some(unknown) = command.goto.iter().find(|node| graph.node(node).is_none()) {
         return Err(failure(code::BAD_REQUEST, format!("/command/goto: unknown node {unknown:?}")));
     }
@@ -68,10 +140,6 @@ fn check(graph: &CompiledGraph, command: &Command, saved: &Saved) -> Result<(), 
     if let Some(unknown) = channels.into_iter().find(|channel| !graph.channels.contains_key(channel.as_str()))
     {
         return Err(failure(code::BAD_REQUEST, format!("/command/update: unknown channel {unknown:?}")));
-    }
-    let waits = saved.writes.iter().any(|write| &*write.channel == INTERRUPT);
-    if command.resume.is_some() && !waits {
-        return Err(failure(code::NOTHING_TO_RESUME, "no interrupt of the thread waits for an answer"));
     }
     Ok(())
 }
@@ -84,18 +152,11 @@ fn writes(command: &Command) -> Vec<Write> {
     updates.chain(jumps).collect()
 }
 
-/// What is stored on the checkpoint: `writes` behind the `before` that are there already, then the answer.
-fn told(command: &Command, (before, writes): (usize, &[Write])) -> Vec<PendingWrite> {
-    let answer = command.resume.as_ref().map(|answer| PendingWrite {
-        task_id: TaskId::null(),
-        task_path: "".into(),
-        idx: RESUME_IDX,
-        channel: RESUME.into(),
-        value: Value::from(answer.clone()),
-    });
+/// `writes` as they are stored on the checkpoint, behind the `before` that are there already.
+fn told(before: usize, writes: &[Write]) -> Vec<PendingWrite> {
     let before = i32::try_from(before).unwrap_or(i32::MAX);
     let behind = |write: PendingWrite| PendingWrite { idx: write.idx.saturating_add(before), ..write };
-    pending(&nobody(), writes).into_iter().map(behind).chain(answer).collect()
+    pending(&nobody(), writes).into_iter().map(behind).collect()
 }
 
 /// The task under which LangGraph keeps what a command wrote.
@@ -128,7 +189,7 @@ fn in_place(frame: &Frame, saved: Saved, writes: &[Write], epoch: Epoch) -> Resu
         position.carried = applied.changed;
     }
     position.checkpoint = Arc::new(checkpoint);
-    Ok(Arrival { position, step: Step { puts: Vec::new(), writes: Vec::new() } })
+    Ok(Arrival { position, step: Step { puts: Vec::new(), writes: Vec::new() }, answers: Answers::new() })
 }
 
 fn as_checkpoint(
@@ -152,6 +213,44 @@ fn as_checkpoint(
         parent: Some(before.id),
         changed: applied.changed,
     };
-    let position = Position { checkpoint, step, job_step: 0, pending: Vec::new(), carried: Vec::new() };
-    Ok(Arrival { position, step: Step { puts: vec![put], writes: Vec::new() } })
+    let position = Position::new(checkpoint, step, 0);
+    Ok(Arrival { position, step: Step { puts: vec![put], writes: Vec::new() }, answers: Answers::new() })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const FIRST: &str = "bb473537836d0fdb401bb8c19757bb97";
+    const SECOND: &str = "600992ed5a475dc96982c5463d631c65";
+
+    fn resume(resume: Json, waiting: &[&str]) -> Result<Vec<String>, String> {
+        let waiting: Vec<_> = waiting.iter().map(|id| Arc::from(*id)).collect();
+        let answers =
+            by_id(&resume, &waiting).map_err(|failed| format!("{}: {}", failed.code, failed.message))?;
+        let mut lines: Vec<_> =
+            answers.iter().map(|(id, answer)| format!("{id}={}", answer.to_json())).collect();
+        lines.sort();
+        Ok(lines)
+    }
+
+    #[test]
+    fn one_value_answers_the_only_question() {
+        assert_eq!(resume(json!("yes"), &[FIRST]), Ok(vec![format!("{FIRST}=\"yes\"")]));
+        assert_eq!(resume(json!({"result": 1}), &[FIRST]), Ok(vec![format!("{FIRST}={{\"result\":1}}")]));
+        assert!(resume(json!("yes"), &[]).is_err_and(|error| error.starts_with("NOTHING_TO_RESUME")));
+        let several = resume(json!("yes"), &[FIRST, SECOND]).expect_err("for whom?");
+        assert!(several.starts_with("RESUME_AMBIGUOUS: ") && several.contains(SECOND), "{several}");
+    }
+
+    #[test]
+    fn answers_by_id_go_to_the_questions_they_name() {
+        let both = resume(json!({FIRST: 1, SECOND: 2}), &[FIRST, SECOND]);
+        assert_eq!(both, Ok(vec![format!("{SECOND}=2"), format!("{FIRST}=1")]));
+        assert_eq!(resume(json!({SECOND: 2}), &[FIRST, SECOND]), Ok(vec![format!("{SECOND}=2")]));
+        let unknown = resume(json!({SECOND: 2}), &[FIRST]).expect_err("it does not wait");
+        assert!(unknown.starts_with("RESUME_UNKNOWN: ") && unknown.contains(FIRST), "{unknown}");
+    }
 }

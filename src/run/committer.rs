@@ -1,6 +1,9 @@
 //! When checkpoints and writes become durable: before the next superstep, beside it, or at the end.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
@@ -8,9 +11,9 @@ use tracing::Instrument;
 
 use super::Error;
 use crate::{
-    ids::{CheckpointId, Epoch, ThreadId},
+    ids::{CheckpointId, Epoch, Namespace, ThreadId},
     job::Durability,
-    store::{self, Advance, Commit, Put, Store, TaskWrites},
+    store::{self, Advance, Commit, EffectRow, Put, Store, TaskWrites},
 };
 
 /// Commits of one attempt, in order.
@@ -24,8 +27,18 @@ pub(super) struct Committer {
     head: Mutex<Option<CheckpointId>>,
     /// `async`: the commit that is on its way. `exit`: nothing.
     in_flight: tokio::sync::Mutex<Option<OnItsWay>>,
-    /// `exit`: the newest root checkpoint, with every channel that changed since the run began.
-    held: Mutex<Option<Put>>,
+    /// `exit`: what is stored at the end.
+    held: Mutex<Held>,
+}
+
+/// What `exit` keeps back.
+#[derive(Default)]
+struct Held {
+    /// The newest checkpoint of each graph that has not ended, with every channel that changed since the last
+    /// one that is stored.
+    puts: BTreeMap<Namespace, Put>,
+    /// Writes of nested graphs that wait for an answer.
+    writes: Vec<TaskWrites>,
 }
 
 /// A commit that runs beside the next superstep.
@@ -37,12 +50,6 @@ pub(super) struct Step {
     pub(super) puts: Vec<Put>,
     /// Writes of its tasks that are not stored yet.
     pub(super) writes: Vec<TaskWrites>,
-}
-
-impl Step {
-    pub(super) fn is_empty(&self) -> bool {
-        self.puts.is_empty() && self.writes.is_empty()
-    }
 }
 
 impl Committer {
@@ -59,15 +66,69 @@ impl Committer {
         }
     }
 
+    /// Whether writes are stored at the end only: those of a superstep that has not finished.
+    pub(super) fn holds_back(&self) -> bool {
+        self.durability == Durability::Exit
+    }
+
     /// Stores the writes of one finished task while its siblings still run.
     pub(super) async fn writes(&self, writes: TaskWrites) -> Result<(), Error> {
         match self.durability {
             Durability::Exit => Ok(()),
             Durability::Sync | Durability::Async => {
-                let commit = Commit { advance: None, puts: Vec::new(), writes: vec![writes], ..self.empty() };
-                self.commit(commit).await
+                self.commit(Commit { writes: vec![writes], ..self.empty() }).await
             }
         }
+    }
+
+    /// Stores `writes` on a checkpoint that is stored, whatever the durability.
+    pub(super) async fn at_once(&self, writes: Vec<TaskWrites>) -> Result<(), Error> {
+        arrived(&mut *self.in_flight.lock().await).await?;
+        self.store.commit(Commit { writes, ..self.empty() }).instrument(commit_span()).await?;
+        Ok(())
+    }
+
+    /// Stores a row of the ledger now, whatever the durability, after everything that its task follows from:
+    /// a call made from a state that is lost could not be told from a new one.
+    pub(super) async fn effect(&self, row: EffectRow) -> Result<(), Error> {
+        {
+            // Held until what was held back is stored: a call beside this one may follow from it too.
+            let mut in_flight = self.in_flight.lock().await;
+            arrived(&mut in_flight).await?;
+            self.release().await?;
+        }
+        self.store.commit(Commit { effects: vec![row], ..self.empty() }).instrument(commit_span()).await?;
+        Ok(())
+    }
+
+    /// Stores what `exit` holds back.
+    async fn release(&self) -> Result<(), Error> {
+        let puts = std::mem::take(&mut lock(&self.held).puts);
+        if puts.is_empty() {
+            return Ok(());
+        }
+        let puts: Vec<_> = puts.into_values().collect();
+        let commit = Commit { advance: self.advance(&puts), puts, ..self.empty() };
+        self.store.commit(commit).instrument(commit_span()).await?;
+        Ok(())
+    }
+
+    /// A nested graph has ended: with `waiting` writes it waits for an answer, without it is done with.
+    pub(super) async fn leave(&self, ns: &Namespace, waiting: Option<Vec<TaskWrites>>) -> Result<(), Error> {
+        if self.durability == Durability::Exit {
+            let mut held = lock(&self.held);
+            match waiting {
+                Some(writes) => held.writes.extend(writes),
+                None => {
+                    held.puts.remove(ns);
+                }
+            }
+            return Ok(());
+        }
+        for writes in waiting.into_iter().flatten() {
+            self.writes(writes).await?;
+        }
+        Ok(())
     }
 
     /// Stores a superstep.
@@ -80,23 +141,35 @@ impl Committer {
         self.commit(Commit { advance, puts: step.puts, writes: step.writes, ..self.empty() }).await
     }
 
-    /// The end of the run: whatever is held or on its way becomes durable now.
-    pub(super) async fn finish(&self, unfinished: Vec<TaskWrites>) -> Result<(), Error> {
+    /// The end of the run: what is left to store with it. Whatever was on its way has arrived then.
+    pub(super) async fn last(
+        &self,
+        step: Option<Step>,
+        unfinished: Vec<TaskWrites>,
+    ) -> Result<Option<Commit>, Error> {
         arrived(&mut *self.in_flight.lock().await).await?;
-        let held = lock(&self.held).take();
-        if held.is_none() && unfinished.is_empty() {
-            return Ok(());
+        let mut step = step.unwrap_or(Step { puts: Vec::new(), writes: Vec::new() });
+        if self.durability == Durability::Exit {
+            self.hold(step);
+            let held = std::mem::take(&mut *lock(&self.held));
+            step = Step { puts: held.puts.into_values().collect(), writes: held.writes };
         }
-        let puts: Vec<_> = held.into_iter().collect();
-        let advance = self.advance(&puts);
-        let commit = Commit { advance, puts, writes: unfinished, ..self.empty() };
-        self.store.commit(commit).instrument(commit_span()).await?;
-        Ok(())
+        let advance = self.advance(&step.puts);
+        step.writes.extend(unfinished);
+        let commit = Commit { advance, puts: step.puts, writes: step.writes, ..self.empty() };
+        Ok(Some(commit).filter(|commit| !commit.is_empty()))
+    }
+
+    /// Stores what is left while the run does not end: somebody else goes on with it.
+    pub(super) async fn save(&self) -> Result<(), Error> {
+        match self.last(None, Vec::new()).await? {
+            None => Ok(()),
+            Some(commit) => Ok(self.store.commit(commit).instrument(commit_span()).await?),
+        }
     }
 
     fn empty(&self) -> Commit {
-        let (thread_id, epoch) = (self.thread_id.clone(), self.epoch);
-        Commit { thread_id, epoch, advance: None, puts: Vec::new(), writes: Vec::new() }
+        Commit::empty(self.thread_id.clone(), self.epoch)
     }
 
     /// How a commit with these checkpoints moves the head, and notes that it does.
@@ -122,17 +195,17 @@ impl Committer {
         Ok(())
     }
 
-    /// `exit` keeps one checkpoint of the root graph; nested graphs start over if the run does.
+    /// `exit` keeps one checkpoint of each graph; nested graphs that end leave none.
     fn hold(&self, step: Step) {
         let mut held = lock(&self.held);
-        for mut put in step.puts.into_iter().filter(|put| put.ns.is_root()) {
-            if let Some(before) = held.take() {
+        for mut put in step.puts {
+            if let Some(before) = held.puts.remove(&put.ns) {
                 put.parent = before.parent;
                 put.changed.extend(before.changed);
                 put.changed.sort();
                 put.changed.dedup();
             }
-            *held = Some(put);
+            held.puts.insert(put.ns.clone(), put);
         }
     }
 }

@@ -7,6 +7,7 @@
 mod check;
 mod command;
 mod committer;
+mod effect;
 mod graphs;
 mod start;
 mod superstep;
@@ -31,8 +32,9 @@ use crate::{
     job::{Failure, Job, Task},
     model::{Models, retry},
     node::{Budget, Scope, Spending},
-    pregel, store,
-    store::{Claim, Store},
+    pregel::{self, Answers},
+    store,
+    store::{Cancel, CancelKind, Claim, Commit, Store},
     stream::{Claimed, Emitter, EventType, Origin, Sink, TokenConfig},
     tool::Toolbox,
     value::{State, Usage},
@@ -50,12 +52,14 @@ pub enum Error {
 }
 
 /// Why a run is told to stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// Somebody else has claimed the thread.
     Fenced,
     /// The process ends.
     Drain,
+    /// Somebody does not want the job any more.
+    Cancel(Cancel),
 }
 
 /// How long a run that is told to stop may take to store what it holds: the process ends, and the database
@@ -67,6 +71,7 @@ const SAVE_LIMIT: Duration = Duration::from_secs(2);
 pub struct Stop {
     token: CancellationToken,
     reason: Arc<OnceLock<Reason>>,
+    leave: CancellationToken,
 }
 
 impl Stop {
@@ -77,10 +82,20 @@ impl Stop {
         self.token.cancel();
     }
 
+    /// Lets the run go on to the end of its superstep and stops it there, because the process ends.
+    pub fn leave(&self) {
+        self.leave.cancel();
+    }
+
+    /// Whether to stop at the next boundary of supersteps.
+    fn is_leaving(&self) -> bool {
+        self.leave.is_cancelled()
+    }
+
     /// Waits until the run is told to stop.
     pub async fn told(&self) -> Reason {
         self.token.cancelled().await;
-        self.reason.get().copied().unwrap_or(Reason::Drain)
+        self.reason.get().cloned().unwrap_or(Reason::Drain)
     }
 }
 
@@ -89,10 +104,12 @@ impl Stop {
 pub enum Outcome {
     /// All the way to END.
     Completed(Output),
-    /// It waits for a person.
+    /// It waits for a person: `[{id, value, response_schema?}]`.
     Interrupted(Json),
     /// It failed.
     Failed(Failure),
+    /// Somebody did not want it any more.
+    Cancelled(Failure),
 }
 
 /// What a completed run gives back.
@@ -113,6 +130,46 @@ pub struct Report {
     pub steps: u64,
     /// The newest root checkpoint.
     pub checkpoint_id: Option<String>,
+    /// What is to be stored with the end of the job.
+    pub last: Option<Commit>,
+    /// The state after the last superstep, to be told of once it is stored.
+    pub untold: Option<Untold>,
+}
+
+/// A state that readers have not heard of.
+#[derive(Clone, Debug)]
+pub struct Untold {
+    state: State,
+    step: i64,
+    checkpoint_id: String,
+}
+
+impl Report {
+    /// Of a job that ended before its graph made a step.
+    pub fn early(outcome: Outcome) -> Self {
+        Self { outcome, steps: 0, checkpoint_id: None, last: None, untold: None }
+    }
+
+    /// Tells readers the state after the last superstep, and what the run waits for. To be called once that is
+    /// stored.
+    pub fn tell_last(&self, emitter: &Emitter) {
+        if let Some(Untold { state, step, checkpoint_id }) = &self.untold {
+            emitter.state_update(&Namespace::root(), state, *step, checkpoint_id);
+        }
+        if let Outcome::Interrupted(interrupts) = &self.outcome {
+            tell_interrupts(emitter, interrupts);
+        }
+    }
+
+    /// How many events [`Report::tell_last`] and [`tell_end`] are going to emit.
+    pub fn events_left(&self) -> u64 {
+        let of_outcome = match &self.outcome {
+            Outcome::Completed(_) => 0,
+            // What it waits for, or its error.
+            Outcome::Interrupted(_) | Outcome::Failed(_) | Outcome::Cancelled(_) => 1,
+        };
+        u64::from(self.untold.is_some()) + of_outcome + 1
+    }
 }
 
 /// What runs need of the process; shared by all of them.
@@ -145,7 +202,7 @@ pub struct Attempt {
     /// The claim it runs under.
     pub claim: Claim,
     /// The job.
-    pub job: Job,
+    pub job: Arc<Job>,
     /// Tells it to stop.
     pub stop: Stop,
     /// Emits the events of the claim.
@@ -159,11 +216,13 @@ struct Running {
     reached: Mutex<Reached>,
     /// There once the run has something to commit.
     committer: OnceLock<Committer>,
+    /// What the job's command answers; none when it has none.
+    answers: OnceLock<Answers>,
 }
 
 impl Attempt {
     /// An attempt that has not started.
-    pub fn new(ports: Arc<Ports>, claim: Claim, job: Job, stop: Stop) -> Self {
+    pub fn new(ports: Arc<Ports>, claim: Claim, job: Arc<Job>, stop: Stop) -> Self {
         let claimed = Claimed {
             thread_id: claim.thread_id.clone(),
             job_id: claim.job_id.clone(),
@@ -177,9 +236,18 @@ impl Attempt {
     /// Emits the first event of the claim.
     pub fn tell_start(&self, resumed_from: Option<&CheckpointId>) {
         let ns = Namespace::root();
-        let data = json!({ "attempt": self.claim.attempt, "resumed_from": resumed_from });
+        let mut data = json!({ "attempt": self.claim.attempt, "resumed_from": resumed_from });
+        if self.claim.attempt > 1 {
+            data["supersedes"] = json!({ "epochs_below": self.claim.epoch.0, "after": resumed_from });
+        }
         self.emitter.emit(EventType::AttemptStart, Origin { node: "", ns: &ns }, data);
     }
+}
+
+/// Emits what a job waits for.
+pub fn tell_interrupts(emitter: &Emitter, interrupts: &Json) {
+    let origin = Origin { node: "", ns: &Namespace::root() };
+    emitter.emit(EventType::Interrupt, origin, json!({ "interrupts": interrupts }));
 }
 
 /// Emits the last events of a job: `error` (of a failed one) and `end`.
@@ -206,6 +274,11 @@ pub async fn run(attempt: Attempt) -> (Result<Report, Error>, UsageByModel) {
         reason = stop.told() => running.stopped(reason).await,
         result = Box::pin(start::run(&running)) => result,
     };
+    let result = match result {
+        // At a boundary; what is not stored yet is what other durabilities hold back.
+        Err(Error::Stopped(Reason::Drain)) => running.leave().await,
+        result => result,
+    };
     (result, running.scope.spending.by_model())
 }
 
@@ -219,7 +292,13 @@ fn prepare(attempt: Attempt) -> Running {
         clock: attempt.ports.clock.clone(),
         thread_id: attempt.claim.thread_id.clone(),
     };
-    Running { attempt, scope, reached: Mutex::default(), committer: OnceLock::new() }
+    Running {
+        attempt,
+        scope,
+        reached: Mutex::default(),
+        committer: OnceLock::new(),
+        answers: OnceLock::new(),
+    }
 }
 
 /// How far the root graph has got.
@@ -236,30 +315,78 @@ impl Running {
     }
 
     async fn stopped(&self, reason: Reason) -> Result<Report, Error> {
-        if reason == Reason::Drain {
-            // What is not stored by then is done again elsewhere.
-            let _ = tokio::time::timeout(SAVE_LIMIT, self.save()).await;
+        match reason {
+            Reason::Cancel(cancel) => self.cancelled(&carried_out(&cancel, &self.attempt.job)).await,
+            // A drain stores first; see below.
+            Reason::Drain | Reason::Fenced => Err(Error::Stopped(reason)),
         }
-        Err(Error::Stopped(reason))
+    }
+
+    /// Stores what the run holds: others go on from there.
+    async fn leave(&self) -> Result<Report, Error> {
+        if let Some(committer) = self.committer.get() {
+            // What is not stored by then is done again elsewhere.
+            let _ = tokio::time::timeout(SAVE_LIMIT, committer.save()).await;
+        }
+        Err(Error::Stopped(Reason::Drain))
     }
 
     async fn timed_out(&self) -> Result<Report, Error> {
-        self.save().await?;
         let limit = self.attempt.job.config.timeout().unwrap_or(self.attempt.ports.job_timeout);
-        let message = format!("the job took longer than {} s", limit.as_secs_f64());
-        let failure = Failure { code: code::JOB_TIMEOUT.into(), message, node: None, retryable: true };
-        let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let checkpoint_id = reached.checkpoint_id.map(|id| id.to_string());
-        Ok(Report { outcome: Outcome::Failed(failure), steps: reached.steps, checkpoint_id })
+        self.cut_off(Outcome::Failed(late(limit))).await
     }
 
-    /// Makes durable what a run that is cut off has reached but not stored.
-    async fn save(&self) -> Result<(), Error> {
-        match self.committer.get() {
-            None => Ok(()),
-            Some(committer) => committer.finish(Vec::new()).await,
+    async fn cancelled(&self, cancel: &Cancel) -> Result<Report, Error> {
+        let outcome = Outcome::Cancelled(unwanted(cancel));
+        match cancel.kind {
+            CancelKind::Rollback => Ok(Report::early(outcome)),
+            CancelKind::Cancel | CancelKind::Interrupt | CancelKind::Reject => self.cut_off(outcome).await,
         }
     }
+
+    /// The end of a run that is cut off: what it has reached is kept.
+    async fn cut_off(&self, outcome: Outcome) -> Result<Report, Error> {
+        let last = match self.committer.get() {
+            None => None,
+            Some(committer) => committer.last(None, Vec::new()).await?,
+        };
+        let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let checkpoint_id = reached.checkpoint_id.map(|id| id.to_string());
+        Ok(Report { outcome, steps: reached.steps, checkpoint_id, last, untold: None })
+    }
+}
+
+/// The failure of a job that took too long.
+pub fn late(limit: Duration) -> Failure {
+    let message = format!("the job took longer than {} s", limit.as_secs_f64());
+    Failure { code: code::JOB_TIMEOUT.into(), message, node: None, retryable: true }
+}
+
+/// `cancel` as it is carried out on `job`: what goes on from questions of earlier jobs is not taken back, since its
+/// writes stand among theirs.
+pub fn carried_out(cancel: &Cancel, job: &Job) -> Cancel {
+    let goes_on = cancel.kind == CancelKind::Rollback && job.command.is_some();
+    Cancel { kind: if goes_on { CancelKind::Interrupt } else { cancel.kind }, ..cancel.clone() }
+}
+
+/// What readers hear of a job that somebody did not want any more.
+pub fn unwanted(cancel: &Cancel) -> Failure {
+    let Cancel { kind, by, reason } = cancel;
+    let reason = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let (code, message, retryable) = match kind {
+        CancelKind::Cancel if by.is_empty() => (code::JOB_CANCELLED, format!("cancelled{reason}"), false),
+        CancelKind::Cancel => (code::JOB_CANCELLED, format!("cancelled by {by}{reason}"), false),
+        CancelKind::Interrupt => {
+            (code::JOB_INTERRUPTED, format!("job {by} took its place on the thread"), false)
+        }
+        CancelKind::Rollback => (
+            code::JOB_ROLLED_BACK,
+            format!("job {by} took its place on the thread; what it did is undone"),
+            false,
+        ),
+        CancelKind::Reject => (code::THREAD_BUSY, format!("the thread is busy with job {by}"), true),
+    };
+    Failure { code: code.into(), message, node: None, retryable }
 }
 
 /// Codes of failures that a run itself decides on.
@@ -274,10 +401,22 @@ pub mod code {
     pub const CHECKPOINT_NOT_FOUND: &str = "CHECKPOINT_NOT_FOUND";
     /// The command resumes, but nothing waits for an answer.
     pub const NOTHING_TO_RESUME: &str = "NOTHING_TO_RESUME";
+    /// The command answers one question, and several wait.
+    pub const RESUME_AMBIGUOUS: &str = "RESUME_AMBIGUOUS";
+    /// The command answers a question that does not wait.
+    pub const RESUME_UNKNOWN: &str = "RESUME_UNKNOWN";
     /// The run needs more supersteps than it may have.
     pub const RECURSION_LIMIT: &str = "RECURSION_LIMIT";
     /// A conditional edge could not be decided.
     pub const CONDITION_FAILED: &str = "CONDITION_FAILED";
+    /// Somebody did not want the job any more.
+    pub const JOB_CANCELLED: &str = "JOB_CANCELLED";
+    /// A newer job of the thread asked for its place.
+    pub const JOB_INTERRUPTED: &str = "JOB_INTERRUPTED";
+    /// As before, and what the job did was undone.
+    pub const JOB_ROLLED_BACK: &str = "JOB_ROLLED_BACK";
+    /// The job did not want to wait for a busy thread.
+    pub const THREAD_BUSY: &str = "THREAD_BUSY";
     /// The job took too long.
     pub const JOB_TIMEOUT: &str = "JOB_TIMEOUT";
     /// A part of this program broke its own rules; the process lives on.

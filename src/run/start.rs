@@ -6,16 +6,16 @@ use serde_json::{Map as JsonMap, Value as Json};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Error, Outcome, Report, Running, code, command,
+    Error, Outcome, Report, Running, Untold, code, command,
     committer::{Committer, Step},
     failure, graph_of, output,
     superstep::{Ended, Frame, Position, run_graph},
 };
 use crate::{
     graph::CompiledGraph,
-    ids::{CheckpointId, Epoch, Namespace},
+    ids::{CheckpointId, Epoch, JobId, Namespace},
     job::Failure,
-    pregel::{self, Checkpoint, Metadata, PendingWrite, Source, Stamp, Task, TaskInput, Write},
+    pregel::{self, Answers, Checkpoint, Metadata, PendingWrite, Source, Stamp, Task, TaskInput, Write},
     store::{Put, Saved, TaskWrites},
     value::{Map, Name, Usage, Value},
 };
@@ -30,7 +30,11 @@ const USAGE: &str = "usage";
 pub(super) async fn run(running: &Running) -> Result<Report, Error> {
     let root = Namespace::root();
     let claim = &running.attempt.claim;
-    let newest = running.attempt.ports.store.load(&claim.thread_id, &root, None).await?;
+    let newest = match &claim.head {
+        // Nothing is stored on the thread yet.
+        None => None,
+        Some(_) => running.attempt.ports.store.load(&claim.thread_id, &root, None).await?,
+    };
     let own = newest.as_ref().filter(|saved| is_own(running, saved));
     running.attempt.tell_start(own.map(|own| &own.checkpoint.id));
     if let Some(own) = own {
@@ -68,7 +72,7 @@ async fn from(running: &Running, newest: Option<Saved>) -> Result<Report, Error>
 }
 
 fn failed_before_start(failed: Failure) -> Report {
-    Report { outcome: Outcome::Failed(failed), steps: 0, checkpoint_id: None }
+    Report::early(Outcome::Failed(failed))
 }
 
 async fn to_the_end(
@@ -78,12 +82,23 @@ async fn to_the_end(
     position: Position,
 ) -> Result<Report, Error> {
     let ended = run_graph(running, committer, frame, position).await?;
-    committer.finish(ended.unfinished).await?;
-    let outcome = match ended.how {
-        Ended::Done(state) => Outcome::Completed(output(&frame.graph, &state)),
-        Ended::Failed(failed) => Outcome::Failed(failed),
+    let checkpoint_id = ended.checkpoint_id.to_string();
+    let (outcome, untold, step) = match (ended.how, ended.last) {
+        (Ended::Done(state), last) => {
+            let outcome = Outcome::Completed(output(&frame.graph, &state));
+            let (step, number) = last.map(|last| (last.step, last.number)).unzip();
+            let untold = number.map(|step| Untold { state, step, checkpoint_id: checkpoint_id.clone() });
+            (outcome, untold, step)
+        }
+        (Ended::Failed(failed), _) => (Outcome::Failed(failed), None, None),
+        (Ended::Interrupted(interrupts), _) => {
+            let interrupts = interrupts.into_iter().map(Value::Interrupt).collect();
+            (Outcome::Interrupted(Value::list(interrupts).to_json()), None, None)
+        }
     };
-    Ok(Report { outcome, steps: ended.steps, checkpoint_id: Some(ended.checkpoint_id.to_string()) })
+    let last = committer.last(step, ended.unfinished).await?;
+    let (steps, checkpoint_id) = (ended.steps, Some(checkpoint_id));
+    Ok(Report { outcome, steps, checkpoint_id, last, untold })
 }
 
 /// Whether the checkpoint was made by this job: then its input is in it.
@@ -132,12 +147,17 @@ async fn enter(
         Some(command) => command::arrive(frame, command, base, stamps),
         None => arrive_with_input(running, frame, base.as_ref(), stamps),
     };
-    let Arrival { position, step } = match arrival {
+    let Arrival { position, step, answers } = match arrival {
         Ok(arrival) => arrival,
         Err(failed) => return Ok(Err(failed)),
     };
-    if !step.is_empty() {
-        committer.step(step).await?;
+    // Set once per attempt; only the command that starts a run gives answers.
+    running.answers.get_or_init(|| answers);
+    match (step.puts.is_empty(), step.writes.is_empty()) {
+        (true, true) => {}
+        // What a command said is found again by whoever continues the run.
+        (true, false) => committer.at_once(step.writes).await?,
+        (false, _) => committer.step(step).await?,
     }
     Ok(Ok(position))
 }
@@ -189,6 +209,10 @@ impl Stamps<'_> {
         Stamp { id, ts: now.isoformat(), epoch: self.running.attempt.claim.epoch }
     }
 
+    pub(super) fn job_id(&self) -> &JobId {
+        &self.running.attempt.claim.job_id
+    }
+
     pub(super) fn epoch(&self) -> Epoch {
         self.running.attempt.claim.epoch
     }
@@ -220,6 +244,8 @@ impl Stamps<'_> {
 pub(super) struct Arrival {
     pub(super) position: Position,
     pub(super) step: Step,
+    /// What the job answers, by interrupt id.
+    pub(super) answers: Answers,
 }
 
 /// Turns input into the input checkpoint and the checkpoint after its first, trivial superstep.
@@ -257,14 +283,8 @@ pub(super) fn arrive(
         put(&started, Source::Loop, step + 2, Some(entered_id.clone())),
     ];
     let writes = vec![TaskWrites { ns: ns.clone(), checkpoint_id: entered_id, writes: stored }];
-    let position = Position {
-        checkpoint: puts[1].checkpoint.clone(),
-        step: step + 2,
-        job_step: 0,
-        pending: Vec::new(),
-        carried: Vec::new(),
-    };
-    Ok(Arrival { position, step: Step { puts, writes } })
+    let position = Position::new(puts[1].checkpoint.clone(), step + 2, 0);
+    Ok(Arrival { position, step: Step { puts, writes }, answers: Answers::new() })
 }
 
 /// What the first task writes: the input's channels, then the triggers of the first nodes.

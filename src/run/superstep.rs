@@ -12,20 +12,20 @@ use futures::{StreamExt, future::BoxFuture, stream};
 use tracing::Instrument;
 
 use super::{
-    Error, Running, code,
+    Error, Reason, Running, code,
     committer::{Committer, Step},
     start::{JOB_STEP, Stamps, pending},
-    task,
+    task::{self, TaskEnd, Worked},
 };
 use crate::{
     graph::CompiledGraph,
     ids::{CheckpointId, Namespace},
     job::Failure,
     node::ToolSet,
-    pregel::{self, Checkpoint, ERROR, PendingWrite, Source, Task, Write},
+    pregel::{self, Checkpoint, ERROR, INTERRUPT, PendingWrite, RESUME, Source, Task, Write},
     store::{Put, Saved, TaskWrites},
     telemetry::metric,
-    value::{Name, State},
+    value::{Interrupt, Name, State, Value},
 };
 
 /// Tasks of one superstep that run at the same time; the rest wait. Bounds what one job can ask of a pod.
@@ -33,6 +33,12 @@ const PARALLEL_TASKS: usize = 64;
 
 /// LangGraph's place of an error among a task's writes.
 const ERROR_IDX: i32 = -1;
+
+/// LangGraph's place of the questions a task waits on.
+const INTERRUPT_IDX: i32 = -3;
+
+/// LangGraph's place of the answers a task has been given.
+pub(super) const RESUME_IDX: i32 = -4;
 
 /// The graph that runs, and where.
 pub(super) struct Frame {
@@ -55,6 +61,8 @@ pub(super) struct Position {
     pub(super) pending: Vec<PendingWrite>,
     /// Channels that changed in memory only; their values are stored with the next checkpoint.
     pub(super) carried: Vec<Name>,
+    /// Whether earlier attempts or jobs may have run tasks from here.
+    pub(super) is_known: bool,
 }
 
 impl Position {
@@ -63,7 +71,12 @@ impl Position {
         let Saved { checkpoint, metadata, writes, .. } = saved;
         let job_step = metadata.extra.get(JOB_STEP).and_then(serde_json::Value::as_u64).unwrap_or(0);
         let (checkpoint, step) = (Arc::new(checkpoint), metadata.step);
-        Self { checkpoint, step, job_step, pending: writes, carried: Vec::new() }
+        Self { checkpoint, step, job_step, pending: writes, carried: Vec::new(), is_known: true }
+    }
+
+    /// At a new checkpoint, `job_step` supersteps into the job.
+    pub(super) fn new(checkpoint: Arc<Checkpoint>, step: i64, job_step: u64) -> Self {
+        Self { checkpoint, step, job_step, pending: Vec::new(), carried: Vec::new(), is_known: false }
     }
 }
 
@@ -74,6 +87,15 @@ pub(super) struct GraphEnd {
     pub(super) checkpoint_id: CheckpointId,
     /// Writes of the superstep that did not finish, not stored yet.
     pub(super) unfinished: Vec<TaskWrites>,
+    /// The last superstep of the root graph: it is stored with the end of the job.
+    pub(super) last: Option<LastStep>,
+}
+
+/// A superstep that is not stored yet.
+pub(super) struct LastStep {
+    pub(super) step: Step,
+    /// Its number.
+    pub(super) number: i64,
 }
 
 pub(super) enum Ended {
@@ -81,6 +103,8 @@ pub(super) enum Ended {
     Done(State),
     /// A task failed, or there were too many supersteps.
     Failed(Failure),
+    /// Tasks wait for these answers; the others of their superstep have finished.
+    Interrupted(Vec<Arc<Interrupt>>),
 }
 
 /// Runs `frame`'s graph from `position` until no task is left. Boxed because graphs nest.
@@ -101,15 +125,11 @@ async fn supersteps(
 ) -> Result<GraphEnd, Error> {
     let mut state = pregel::view(&frame.graph, &position.checkpoint);
     tell_state(running, frame, &position, &state);
+    let mut tasks = plan_next(frame, &position);
     loop {
-        let tasks = pregel::plan(&frame.graph, &frame.ns, &position.checkpoint, position.step + 1);
         let end = |how, unfinished| {
-            Ok(GraphEnd {
-                how,
-                steps: position.job_step,
-                checkpoint_id: position.checkpoint.id.clone(),
-                unfinished,
-            })
+            let (steps, checkpoint_id) = (position.job_step, position.checkpoint.id.clone());
+            Ok(GraphEnd { how, steps, checkpoint_id, unfinished, last: None })
         };
         if tasks.is_empty() {
             return end(Ended::Done(state), Vec::new());
@@ -125,18 +145,40 @@ async fn supersteps(
                 let unfinished = stored_on(frame, &position, writes);
                 return end(Ended::Failed(failed), unfinished.into_iter().collect());
             }
+            Ran::Interrupted(interrupts, writes) => {
+                let unfinished = stored_on(frame, &position, writes);
+                return end(Ended::Interrupted(interrupts), unfinished.into_iter().collect());
+            }
         };
         let next = match next_position(running, frame, &position, &ran.tasks) {
             Ok(next) => next,
             Err(failed) => return end(Ended::Failed(failed), Vec::new()),
         };
         let writes = stored_on(frame, &position, ran.unsaved).into_iter().collect();
-        committer.step(Step { puts: vec![next.put], writes }).await?;
+        let step = Step { puts: vec![next.put], writes };
         metrics::counter!(metric::SUPERSTEPS).increment(1);
         position = next.position;
         state = pregel::view(&frame.graph, &position.checkpoint);
+        tasks = plan_next(frame, &position);
+        if tasks.is_empty() && frame.ns.is_root() {
+            return Ok(GraphEnd {
+                how: Ended::Done(state),
+                steps: position.job_step,
+                checkpoint_id: position.checkpoint.id.clone(),
+                unfinished: Vec::new(),
+                last: Some(LastStep { step, number: position.step }),
+            });
+        }
+        committer.step(step).await?;
         tell_state(running, frame, &position, &state);
+        if running.attempt.stop.is_leaving() {
+            return Err(Error::Stopped(Reason::Drain));
+        }
     }
+}
+
+fn plan_next(frame: &Frame, position: &Position) -> Vec<Task> {
+    pregel::plan(&frame.graph, &frame.ns, &position.checkpoint, position.step + 1)
 }
 
 fn too_many(limit: u32) -> Failure {
@@ -162,6 +204,8 @@ enum Ran {
     Finished(Finished),
     /// One failed: why, and the marks and writes that are not stored yet.
     Failed(Failure, Vec<PendingWrite>),
+    /// None failed, and some wait: for what, and the marks and writes that are not stored yet.
+    Interrupted(Vec<Arc<Interrupt>>, Vec<PendingWrite>),
 }
 
 struct Finished {
@@ -190,45 +234,68 @@ async fn run_tasks(
     let run_one = |task: Task| {
         let left = &left;
         async move {
-            let outcome =
-                task::run(running, committer, frame, (&task, &position.checkpoint.id, state)).await?;
+            let Worked { end, answers } =
+                task::run(running, committer, frame, (&task, position, state)).await?;
             let is_last = left.fetch_sub(1, Ordering::AcqRel) == 1;
-            let Ok(writes) = outcome else { return Ok::<_, Error>((task, outcome, Vec::new())) };
-            let stored = pending(&task, &writes);
-            if is_last {
-                return Ok((task, Ok(writes), stored));
+            let mut stored = marks(&task, &end, answers);
+            if let TaskEnd::Finished(writes) = &end {
+                stored.extend(pending(&task, writes));
+                // Those that wait or fail end the superstep, which stores their marks. What is held back is
+                // needed if it ends that way.
+                if !is_last
+                    && !committer.holds_back()
+                    && let Some(writes) = stored_on(frame, position, std::mem::take(&mut stored))
+                {
+                    committer.writes(writes).await?;
+                }
             }
-            if let Some(writes) = stored_on(frame, position, stored) {
-                committer.writes(writes).await?;
-            }
-            Ok((task, Ok(writes), Vec::new()))
+            Ok::<_, Error>((task, end, stored))
         }
     };
     let mut running_tasks = stream::iter(open).map(run_one).buffer_unordered(PARALLEL_TASKS);
-    let mut unsaved = Vec::new();
+    let (mut unsaved, mut waiting) = (Vec::new(), Vec::new());
     while let Some(ended) = running_tasks.next().await {
-        let (task, outcome, stored) = ended?;
+        let (task, end, stored) = ended?;
         unsaved.extend(stored);
-        match outcome {
-            Ok(writes) => finished.push(pregel::TaskWrites { task, writes }),
-            Err(failed) => {
-                unsaved.push(failure_mark(&task, &failed));
-                return Ok(Ran::Failed(failed, unsaved));
-            }
+        match end {
+            TaskEnd::Finished(writes) => finished.push(pregel::TaskWrites { task, writes }),
+            TaskEnd::Failed(failed) => return Ok(Ran::Failed(failed, unsaved)),
+            TaskEnd::Waits(interrupts) => waiting.push((task.path, interrupts)),
         }
     }
-    Ok(Ran::Finished(Finished { tasks: finished, unsaved }))
+    if waiting.is_empty() {
+        return Ok(Ran::Finished(Finished { tasks: finished, unsaved }));
+    }
+    waiting.sort_by(|a, b| a.0.cmp(&b.0));
+    Ok(Ran::Interrupted(waiting.into_iter().flat_map(|(_, interrupts)| interrupts).collect(), unsaved))
 }
 
-/// A failed task stores its error and nothing else: any other write would count as finished.
-fn failure_mark(task: &Task, failed: &Failure) -> PendingWrite {
-    PendingWrite {
+/// What is stored of a task beside its writes. A failed task stores its error and nothing else, and one that
+/// waits its questions and the answers it has got: any other write would count as finished.
+fn marks(task: &Task, end: &TaskEnd, answers: Vec<Value>) -> Vec<PendingWrite> {
+    let mark = |idx, channel: &str, value| PendingWrite {
         task_id: task.id.clone(),
         task_path: task.path.clone(),
-        idx: ERROR_IDX,
-        channel: ERROR.into(),
-        value: format!("{}: {}", failed.code, failed.message).into(),
+        idx,
+        channel: channel.into(),
+        value,
+    };
+    let mut marks = Vec::new();
+    match end {
+        TaskEnd::Failed(failed) => {
+            let text = format!("{}: {}", failed.code, failed.message);
+            return vec![mark(ERROR_IDX, ERROR, text.into())];
+        }
+        TaskEnd::Waits(interrupts) => {
+            let questions = interrupts.iter().map(|interrupt| Value::Interrupt(interrupt.clone()));
+            marks.push(mark(INTERRUPT_IDX, INTERRUPT, Value::list(questions.collect())));
+        }
+        TaskEnd::Finished(_) => {}
     }
+    if !answers.is_empty() {
+        marks.push(mark(RESUME_IDX, RESUME, Value::list(answers)));
+    }
+    marks
 }
 
 struct Next {
@@ -258,13 +325,10 @@ fn next_position(
         parent: Some(position.checkpoint.id.clone()),
         changed,
     };
-    Ok(Next {
-        position: Position { checkpoint, step, job_step, pending: Vec::new(), carried: Vec::new() },
-        put,
-    })
+    Ok(Next { position: Position::new(checkpoint, step, job_step), put })
 }
 
 /// The marker write of a task that wrote nothing.
 pub(super) fn or_no_writes(writes: Vec<Write>) -> Vec<Write> {
-    if writes.is_empty() { vec![Write::new(pregel::NO_WRITES, crate::value::Value::Null)] } else { writes }
+    if writes.is_empty() { vec![Write::new(pregel::NO_WRITES, Value::Null)] } else { writes }
 }

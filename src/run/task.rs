@@ -7,27 +7,64 @@ use tracing::Instrument;
 use super::{
     Error, Running, code,
     committer::Committer,
-    failure,
+    effect, failure,
     start::{Stamps, arrive, is_own, restore_spending},
     superstep::{Ended, Frame, Position, or_no_writes, run_graph},
 };
 use crate::{
-    graph::{CompiledGraph, ExpressionError, Routes},
+    graph::{CompiledGraph, Effect, ExpressionError, Routes},
     ids::CheckpointId,
     job::Failure,
-    node::{self, Asked, TaskView},
-    pregel::{self, SENDS, Task, TaskInput, Write},
+    node::{self, Asked, TaskView, Told},
+    pregel::{self, Answers, Dialogue, SENDS, Task, TaskInput, Write},
     tool::Answer,
-    value::{State, Value},
+    value::{Interrupt, State, Value},
 };
 
-/// Runs `task`, which starts from checkpoint `from` with `state`. The inner error is the task's failure.
+/// What became of a task.
+pub(super) struct Worked {
+    pub(super) end: TaskEnd,
+    /// The answers it has used, earlier runs included.
+    pub(super) answers: Vec<Value>,
+}
+
+/// How a task ended.
+pub(super) enum TaskEnd {
+    Finished(Vec<Write>),
+    Failed(Failure),
+    /// It asks, and is run again with the answers.
+    Waits(Vec<Arc<Interrupt>>),
+}
+
+impl From<Result<Vec<Write>, Failure>> for TaskEnd {
+    fn from(result: Result<Vec<Write>, Failure>) -> Self {
+        result.map_or_else(Self::Failed, Self::Finished)
+    }
+}
+
+/// What answers a tool call, if anything does yet.
+pub(super) enum Replied {
+    Answer {
+        answer: Answer,
+        /// Whether an earlier attempt made the call.
+        is_replayed: bool,
+    },
+    Waits(Vec<Arc<Interrupt>>),
+}
+
+impl From<Answer> for Replied {
+    fn from(answer: Answer) -> Self {
+        Self::Answer { answer, is_replayed: false }
+    }
+}
+
+/// Runs `task`, which starts from `position` with `state`.
 pub(super) async fn run(
     running: &Running,
     committer: &Committer,
     frame: &Frame,
-    start: (&Task, &CheckpointId, &State),
-) -> Result<Result<Vec<Write>, Failure>, Error> {
+    start: (&Task, &Position, &State),
+) -> Result<Worked, Error> {
     let span = tracing::info_span!("node", node = %start.0.name, task_id = %start.0.id);
     work(running, committer, frame, start).instrument(span).await
 }
@@ -36,25 +73,33 @@ async fn work(
     running: &Running,
     committer: &Committer,
     frame: &Frame,
-    (task, from, state): (&Task, &CheckpointId, &State),
-) -> Result<Result<Vec<Write>, Failure>, Error> {
+    (task, position, state): (&Task, &Position, &State),
+) -> Result<Worked, Error> {
+    let given = running.answers.get_or_init(Answers::new);
+    let mut dialogue = Dialogue::new(&frame.ns, task, &position.pending, given);
+    let over = |end, answers| Ok(Worked { end, answers });
     let Some(node) = frame.graph.node(&task.name) else {
-        return Ok(Err(failure(code::INTERNAL, format!("no node {:?} in the graph", task.name))));
+        let failed = failure(code::INTERNAL, format!("no node {:?} in the graph", task.name));
+        return over(TaskEnd::Failed(failed), Vec::new());
     };
     let view =
         TaskView { graph: &frame.graph, tools: &frame.tools, ns: &frame.ns, node, id: &task.id, state };
     let scope = &running.scope;
     let worked = match &task.input {
         TaskInput::Send(argument) => match node::asked(view, argument) {
-            Ok(asked) => return answer(running, committer, frame, (view, from), asked).await,
+            Ok(asked) => {
+                let end = answer(running, committer, frame, (view, position, &mut dialogue), asked).await?;
+                return over(end, dialogue.into_used());
+            }
             Err(error) => Err(error),
         },
         TaskInput::State | TaskInput::Start(_) => node::run(scope, view).await,
     };
-    match worked {
-        Ok(writes) => Ok(lead_on(&frame.graph, &node.routes, view, writes)),
-        Err(error) => Ok(Err(error.failure(&node.name))),
-    }
+    let end = match worked {
+        Ok(writes) => lead_on(&frame.graph, &node.routes, view, writes).into(),
+        Err(error) => TaskEnd::Failed(error.failure(&node.name)),
+    };
+    over(end, dialogue.into_used())
 }
 
 /// Answers a tool call: by the tool, by a sub-agent, or with what is wrong with the call.
@@ -62,9 +107,9 @@ async fn answer(
     running: &Running,
     committer: &Committer,
     frame: &Frame,
-    (view, from): (TaskView<'_>, &CheckpointId),
+    (view, position, dialogue): (TaskView<'_>, &Position, &mut Dialogue<'_>),
     asked: Asked,
-) -> Result<Result<Vec<Write>, Failure>, Error> {
+) -> Result<TaskEnd, Error> {
     let scope = &running.scope;
     let call = asked.call().clone();
     let started = node::start_tool(scope, view, &call);
@@ -75,16 +120,34 @@ async fn answer(
         gen_ai.tool.name = %call.name,
         gen_ai.tool.call.id = %call.id,
     );
-    let answer = match asked {
-        Asked::Refused(_, answer) => answer,
-        Asked::Call(call) => node::run_tool(scope, view, &call).instrument(span).await,
+    let replied = match asked {
+        Asked::Refused(_, answer) => answer.into(),
+        Asked::Call(call) => match view.tools.get(&call.name) {
+            Some(tool) if tool.effect() != Effect::Pure => {
+                let asked = (view, &call, tool);
+                effect::call(running, committer, position, asked, dialogue).instrument(span).await?
+            }
+            tool => {
+                let pure = async {
+                    let _turn = futures::future::OptionFuture::from(tool.map(|tool| tool.turn())).await;
+                    node::run_tool(scope, view, &call).await
+                };
+                pure.instrument(span).await.into()
+            }
+        },
         Asked::Task { subagent_type, description, .. } => {
+            let from = &position.checkpoint.id;
             let delegated = delegate(running, committer, frame, (view, from), (&subagent_type, &description));
             delegated.instrument(span).await?
         }
     };
-    let writes = node::finish_tool(scope, view, &call, started, answer);
-    Ok(lead_on(&frame.graph, &view.node.routes, view, writes))
+    match replied {
+        Replied::Waits(interrupts) => Ok(TaskEnd::Waits(interrupts)),
+        Replied::Answer { answer, is_replayed } => {
+            let writes = node::finish_tool(scope, view, &call, Told { started, answer, is_replayed });
+            Ok(lead_on(&frame.graph, &view.node.routes, view, writes).into())
+        }
+    }
 }
 
 /// Runs a sub-agent's graph under the task's own namespace, from where an earlier attempt left it.
@@ -94,7 +157,7 @@ async fn delegate(
     frame: &Frame,
     (view, from): (TaskView<'_>, &CheckpointId),
     (subagent_type, description): (&str, &str),
-) -> Result<Answer, Error> {
+) -> Result<Replied, Error> {
     let subagent = &frame.graph.subagents[subagent_type];
     let ns = frame.ns.child(&view.node.name, view.id);
     let mut parents = frame.parents.clone();
@@ -105,19 +168,27 @@ async fn delegate(
     let position = enter(running, committer, &child, (view, description)).await?;
     let position = match position {
         Ok(position) => position,
-        Err(failed) => return Ok(refused(subagent_type, &failed)),
+        Err(failed) => return Ok(refused(subagent_type, &failed).into()),
     };
     let ended = run_graph(running, committer, &child, position).await?;
-    for writes in ended.unfinished {
-        committer.writes(writes).await?;
-    }
-    match ended.how {
+    let waiting = match &ended.how {
+        Ended::Interrupted(_) => Some(ended.unfinished),
+        Ended::Done(_) | Ended::Failed(_) => {
+            for writes in ended.unfinished {
+                committer.writes(writes).await?;
+            }
+            None
+        }
+    };
+    committer.leave(&child.ns, waiting).await?;
+    Ok(match ended.how {
         Ended::Done(state) => {
             let (text, writes) = node::merge_back(view.state, &state);
-            Ok(Answer { writes, ..Answer::success(&*text) })
+            Answer { writes, ..Answer::success(&*text) }.into()
         }
-        Ended::Failed(failed) => Ok(refused(subagent_type, &failed)),
-    }
+        Ended::Failed(failed) => refused(subagent_type, &failed).into(),
+        Ended::Interrupted(interrupts) => Replied::Waits(interrupts),
+    })
 }
 
 fn refused(subagent_type: &str, failed: &Failure) -> Answer {

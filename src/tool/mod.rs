@@ -5,6 +5,7 @@
 
 mod builtin;
 mod http;
+pub mod memory;
 mod toolbox;
 mod unusable;
 
@@ -17,8 +18,10 @@ use std::{error::Error as StdError, sync::Arc, time::Duration};
 use async_trait::async_trait;
 
 use crate::{
+    graph::Effect,
     ids::UnixNanos,
     model::ToolSpec,
+    telemetry::Pass,
     value::{Map, Name, State, ToolStatus, Value},
 };
 
@@ -49,17 +52,60 @@ pub struct Answer {
     pub status: ToolStatus,
     /// Channels it writes, beside the message with its answer.
     pub writes: Vec<(Name, Value)>,
+    /// Whether it is known what the call did.
+    pub outcome: CallOutcome,
+}
+
+/// Whether it is known what a call did outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallOutcome {
+    /// The answer says it.
+    Known,
+    /// The call went out, and no answer came back that says whether it took effect.
+    Unknown,
 }
 
 impl Answer {
     /// A good answer that writes nothing.
     pub fn success(content: impl Into<String>) -> Self {
-        Self { content: content.into(), status: ToolStatus::Success, writes: Vec::new() }
+        Self::of(ToolStatus::Success, content.into())
     }
 
     /// An answer that tells the model what went wrong; the run goes on.
     pub fn error(content: impl Into<String>) -> Self {
-        Self { content: content.into(), status: ToolStatus::Error, writes: Vec::new() }
+        Self::of(ToolStatus::Error, content.into())
+    }
+
+    fn of(status: ToolStatus, content: String) -> Self {
+        Self { content, status, writes: Vec::new(), outcome: CallOutcome::Known }
+    }
+
+    /// The answer as the ledger keeps it.
+    pub fn to_value(&self) -> Value {
+        let writes = self
+            .writes
+            .iter()
+            .map(|(channel, value)| Value::list(vec![Value::String(channel.clone()), value.clone()]));
+        Value::map([
+            ("content", Value::from(self.content.as_str())),
+            ("status", Value::from(self.status.as_str())),
+            ("writes", Value::list(writes.collect())),
+        ])
+    }
+
+    /// Reads what [`Answer::to_value`] made.
+    pub fn from_value(value: &Value) -> Option<Self> {
+        let map = value.as_map()?;
+        let status = match map.get("status")?.as_str()? {
+            "success" => ToolStatus::Success,
+            _ => ToolStatus::Error,
+        };
+        let pair = |pair: &Value| match pair.as_list()? {
+            [channel, value] => Some((Name::from(channel.as_str()?), value.clone())),
+            _ => None,
+        };
+        let writes = map.get("writes")?.as_list()?.iter().map(pair).collect::<Option<_>>()?;
+        Some(Self { writes, ..Self::of(status, map.get("content")?.as_str()?.to_owned()) })
     }
 }
 
@@ -113,6 +159,9 @@ pub enum Error {
     /// The tool was reached and did not do what was asked, or could not be reached.
     #[error("{0}")]
     Failed(String),
+    /// The request went out, and no answer says what became of it.
+    #[error("{0}")]
+    Lost(String),
     /// The client that all tools share could not be made.
     #[error("the HTTP client of the tools could not be made")]
     Client(#[source] Box<dyn StdError + Send + Sync>),
@@ -130,7 +179,7 @@ impl Error {
             Self::PrivateAddress { .. } => "TOOL_PRIVATE_ADDRESS",
             Self::Secret(_) => "TOOL_SECRET",
             Self::Timeout(_) => "TOOL_TIMEOUT",
-            Self::Failed(_) => "TOOL_FAILED",
+            Self::Failed(_) | Self::Lost(_) => "TOOL_FAILED",
             Self::Client(_) => "TOOL_CLIENT",
         }
     }
@@ -138,7 +187,9 @@ impl Error {
 
 impl From<Error> for Answer {
     fn from(error: Error) -> Self {
-        Self::error(cut(format!("{}: {error}", error.code())))
+        let is_lost = matches!(error, Error::Timeout(_) | Error::Lost(_));
+        let outcome = if is_lost { CallOutcome::Unknown } else { CallOutcome::Known };
+        Self { outcome, ..Self::error(cut(format!("{}: {error}", error.code()))) }
     }
 }
 
@@ -147,6 +198,15 @@ impl From<Error> for Answer {
 pub trait Tool: Send + Sync {
     /// What the model is told.
     fn spec(&self) -> &ToolSpec;
+
+    /// What a call does outside this process. Calls that are not pure are kept in the ledger of effects.
+    fn effect(&self) -> Effect;
+
+    /// Waits for a place among the calls that may be made at the same time; to be held during the call. Apart from
+    /// the call, so that nothing has to be waited for between the intent of a call and the call.
+    async fn turn(&self) -> Option<Pass> {
+        None
+    }
 
     /// Answers a call. Whatever goes wrong is an answer with status `error`: the model reads it.
     async fn call(&self, call: Call<'_>) -> Answer;

@@ -9,10 +9,11 @@ use serde_json::{Value as Json, json};
 use super::{
     Error, SharedTool, builtin, check_http,
     http::{AllowedHosts, HttpRequester, HttpTool},
+    memory::{self, Twin},
     unusable::{Unusable, spec_of},
 };
 use crate::{
-    graph::{Schema, ToolDefinition},
+    graph::{self, Effect, Schema, ToolDefinition},
     model::ToolSpec,
     value::{Map, Name, Value},
 };
@@ -34,6 +35,8 @@ pub struct Config {
     pub max_timeout: Duration,
     /// `HTTP_TOOL_MAX_RESPONSE_BYTES`: most bytes read of an answer; a definition may lower it.
     pub max_response_bytes: u64,
+    /// `TOOL_MAX_CONCURRENT`: requests at the same time in this process; others wait.
+    pub max_concurrent: usize,
 }
 
 impl Default for Config {
@@ -44,6 +47,7 @@ impl Default for Config {
             secrets: IndexMap::new(),
             max_timeout: Duration::from_secs(60),
             max_response_bytes: 1 << 20,
+            max_concurrent: 256,
         }
     }
 }
@@ -51,13 +55,25 @@ impl Default for Config {
 /// All tools of the process; one HTTP client serves them.
 #[derive(Clone, Debug)]
 pub struct Toolbox {
-    requester: Arc<HttpRequester>,
+    outside: Outside,
+}
+
+/// Who carries out the requests of HTTP tools.
+#[derive(Clone, Debug)]
+enum Outside {
+    Http(Arc<HttpRequester>),
+    Memory(Arc<memory::Outside>),
 }
 
 impl Toolbox {
     /// A toolbox under the operator's limits. Fails when the HTTP client cannot be made.
     pub fn new(config: Config) -> Result<Self, Error> {
-        Ok(Self { requester: Arc::new(HttpRequester::new(config)?) })
+        Ok(Self { outside: Outside::Http(Arc::new(HttpRequester::new(config)?)) })
+    }
+
+    /// A toolbox whose HTTP tools reach nothing but `outside`.
+    pub fn in_memory(outside: Arc<memory::Outside>) -> Self {
+        Self { outside: Outside::Memory(outside) }
     }
 
     /// The tool that `name` means: what the definition brings along, or else the built-in.
@@ -79,11 +95,26 @@ impl Toolbox {
             return Some(Arc::new(Unusable::script(spec, runtime)));
         }
         let http = definition.http.as_ref()?;
-        Some(match HttpTool::compile(spec.clone(), http, self.requester.clone()) {
+        let effect = effect_of(definition, http);
+        let requester = match &self.outside {
+            Outside::Http(requester) => requester.clone(),
+            Outside::Memory(outside) => {
+                return Some(Arc::new(Twin::new(spec, effect, http, outside.clone())));
+            }
+        };
+        Some(match HttpTool::compile(spec.clone(), effect, http, requester) {
             Ok(tool) => Arc::new(tool),
             Err(mistakes) => Arc::new(Unusable::mistaken(spec, mistakes)),
         })
     }
+}
+
+/// What a call of an HTTP tool does outside: as its author says, or else as its method promises.
+fn effect_of(definition: &ToolDefinition, http: &graph::HttpTool) -> Effect {
+    let method = http.method.as_deref().unwrap_or("GET").to_ascii_uppercase();
+    let by_method =
+        if matches!(&*method, "POST" | "PATCH") { Effect::Irreversible } else { Effect::Idempotent };
+    definition.effect.unwrap_or(by_method)
 }
 
 /// Every mistake in a tool's definition, as sentences; empty when there is none.
@@ -199,6 +230,34 @@ mod tests {
         );
         assert!(resolve("nope", json!({"name": "other", "http": http})).is_none());
         assert!(resolve("task", json!({"name": "other", "http": http})).is_none(), "task is the run's own");
+    }
+
+    #[test]
+    fn the_method_of_a_request_says_what_a_call_does_unless_the_author_does() {
+        let effect = |method: &str, declared: Option<&str>| {
+            let http = json!({"url": "https://a.org/", "method": method});
+            let mut definition = json!({"name": "t", "http": http});
+            if let Some(declared) = declared {
+                definition["effect"] = json!(declared);
+            }
+            resolve("t", definition).expect("defined").effect()
+        };
+        for method in ["GET", "HEAD", "PUT", "DELETE", "get"] {
+            assert_eq!(effect(method, None), Effect::Idempotent, "{method}");
+        }
+        for method in ["POST", "PATCH", "post"] {
+            assert_eq!(effect(method, None), Effect::Irreversible, "{method}");
+        }
+        assert_eq!(effect("POST", Some("pure")), Effect::Pure);
+        assert_eq!(effect("GET", Some("irreversible")), Effect::Irreversible);
+        assert_eq!(resolve("ls", json!({"name": "x"})).expect("built in").effect(), Effect::Pure);
+    }
+
+    #[test]
+    fn an_answer_comes_back_from_the_ledger_as_it_was() {
+        let answer = Answer { writes: vec![("log".into(), Value::from("x"))], ..Answer::error("no") };
+        assert_eq!(Answer::from_value(&answer.to_value()), Some(answer));
+        assert_eq!(Answer::from_value(&Value::Null), None);
     }
 
     #[test]

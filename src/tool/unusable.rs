@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::{Answer, Call, Error, Tool};
 use crate::{
-    graph::{ToolDefinition, ToolRuntime},
+    graph::{Effect, ToolDefinition, ToolRuntime},
     model::ToolSpec,
 };
 
@@ -39,6 +39,10 @@ impl Unusable {
 impl Tool for Unusable {
     fn spec(&self) -> &ToolSpec {
         &self.spec
+    }
+
+    fn effect(&self) -> Effect {
+        Effect::Pure
     }
 
     async fn call(&self, _: Call<'_>) -> Answer {

@@ -15,6 +15,7 @@ use serde_json::{Value as Json, json};
 
 use super::{Answer, Call, SharedTool, Tool};
 use crate::{
+    graph::Effect,
     model::ToolSpec,
     value::{Map, Value},
 };
@@ -33,6 +34,10 @@ struct Builtin {
 impl Tool for Builtin {
     fn spec(&self) -> &ToolSpec {
         &self.spec
+    }
+
+    fn effect(&self) -> Effect {
+        Effect::Pure
     }
 
     async fn call(&self, call: Call<'_>) -> Answer {

@@ -15,11 +15,15 @@ pub use hosts::AllowedHosts;
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use reqwest::{Client, Method, Response, header::LOCATION, redirect};
+use reqwest::{Client, Method, Response, StatusCode, header::LOCATION, redirect};
 use url::{Host, Url};
 
 use super::{Answer, Call, Config, Error, Tool, cut, shorten};
-use crate::{graph::HttpTool as Definition, model::ToolSpec, value::ToolStatus};
+use crate::{
+    graph::{Effect, HttpTool as Definition},
+    model::ToolSpec,
+    telemetry::{Gate, Limited, Pass},
+};
 use address::{NoPublicAddress, PublicOnly, is_public};
 use hosts::Permission;
 use reply::{Body, Redaction};
@@ -33,6 +37,10 @@ const MAX_CAUSE_CHARS: usize = 300;
 
 /// How long an idle connection is kept; models call in bursts.
 const POOL_IDLE: Duration = Duration::from_secs(60);
+
+/// Longest wait for a connection. Without one, a host that is not there would look like a request whose outcome is
+/// unknown.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Header that lets a server tell a repeated request from a new one.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -48,6 +56,7 @@ pub(super) struct HttpRequester {
     client: Client,
     config: Config,
     redaction: Redaction,
+    calls: Gate,
 }
 
 impl HttpRequester {
@@ -57,6 +66,7 @@ impl HttpRequester {
             .redirect(redirect::Policy::none())
             .referer(false)
             .pool_idle_timeout(POOL_IDLE)
+            .connect_timeout(CONNECT_LIMIT)
             // A proxy would look the name up itself, past the check of its address.
             .no_proxy();
         if !config.allow_private {
@@ -64,7 +74,8 @@ impl HttpRequester {
         }
         let client = builder.build().map_err(|error| Error::Client(error.into()))?;
         let redaction = Redaction::of(config.secrets.values());
-        Ok(Self { client, config, redaction })
+        let calls = Gate::new(Limited::ToolCalls, config.max_concurrent);
+        Ok(Self { client, config, redaction, calls })
     }
 
     /// Whether the operator lets this request go to its host with its secrets.
@@ -114,6 +125,7 @@ fn host_may_be_public(url: &Url) -> bool {
 /// A tool that answers with what a server says.
 pub(super) struct HttpTool {
     spec: ToolSpec,
+    effect: Effect,
     request: RequestTemplate,
     requester: Arc<HttpRequester>,
 }
@@ -130,6 +142,15 @@ impl Tool for HttpTool {
         &self.spec
     }
 
+    fn effect(&self) -> Effect {
+        self.effect
+    }
+
+    async fn turn(&self) -> Option<Pass> {
+        // Waiting is no part of the request, but of the time of the job.
+        Some(self.requester.calls.enter().await)
+    }
+
     async fn call(&self, call: Call<'_>) -> Answer {
         let answer = self.answer(&call).await.unwrap_or_else(Answer::from);
         tracing::debug!(tool = &*self.spec.name, status = answer.status.as_str(), "http tool answered");
@@ -142,10 +163,11 @@ impl HttpTool {
     /// Parses a definition; fails with every mistake in it.
     pub(super) fn compile(
         spec: ToolSpec,
+        effect: Effect,
         definition: &Definition,
         requester: Arc<HttpRequester>,
     ) -> Result<Self, Vec<String>> {
-        Ok(Self { spec, request: RequestTemplate::compile(definition)?, requester })
+        Ok(Self { spec, effect, request: RequestTemplate::compile(definition)?, requester })
     }
 
     async fn answer(&self, call: &Call<'_>) -> Result<Answer, Error> {
@@ -163,15 +185,19 @@ impl HttpTool {
         let text = self.describe(body);
         if status.is_success() {
             let text = if text.is_empty() { format!("{status}, without content") } else { text };
-            return Ok(Answer { content: text, status: ToolStatus::Success, writes: Vec::new() });
+            return Ok(Answer::success(text));
         }
-        Err(Error::Failed(format!("the server answered {status}\n{}", shorten(text, MAX_ERROR_BODY_CHARS))))
+        let text = format!("the server answered {status}\n{}", shorten(text, MAX_ERROR_BODY_CHARS));
+        // A gateway that got no answer knows as little as we do.
+        let is_lost = matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT);
+        Err(if is_lost { Error::Lost(text) } else { Error::Failed(text) })
     }
 
     async fn send(&self, filled: Filled, key: &str, timeout: Duration) -> Result<Response, reqwest::Error> {
         let Filled { url, headers, body } = filled;
         let method = self.request.method.clone();
-        let repeatable = method == Method::GET || method == Method::HEAD;
+        let repeatable =
+            (method == Method::GET || method == Method::HEAD) && self.effect != Effect::Irreversible;
         let keyed = repeatable || headers.contains_key(IDEMPOTENCY_KEY);
         let mut request = self.requester.client.request(method, url).headers(headers).timeout(timeout);
         if !keyed {
@@ -201,7 +227,7 @@ impl HttpTool {
 
     fn failure(&self, error: reqwest::Error, timeout: Duration) -> Error {
         let host = self.request.origin.host_str().unwrap_or_default();
-        if error.is_timeout() {
+        if error.is_timeout() && !error.is_connect() {
             return Error::Timeout(timeout);
         }
         // The address stays out of the text: its query is made of arguments.
@@ -211,8 +237,11 @@ impl HttpTool {
             return Error::PrivateAddress { host: host.to_owned() };
         }
         let root = shorten(chain().last().map(ToString::to_string).unwrap_or_default(), MAX_CAUSE_CHARS);
-        let what = if error.is_connect() { "could not connect to" } else { "the exchange broke off with" };
-        Error::Failed(format!("{what} '{host}': {root}"))
+        if error.is_connect() {
+            return Error::Failed(format!("could not connect to '{host}': {root}"));
+        }
+        let text = format!("the exchange broke off with '{host}': {root}");
+        if error.is_builder() { Error::Failed(text) } else { Error::Lost(text) }
     }
 }
 

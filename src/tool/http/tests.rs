@@ -13,7 +13,7 @@ use crate::{
     graph::ToolDefinition,
     ids::UnixNanos,
     tool::Toolbox,
-    value::{State, Value},
+    value::{State, ToolStatus, Value},
 };
 
 /// A server of one fixed reply that hands out the requests it got.
@@ -317,4 +317,40 @@ async fn a_server_that_is_not_there_is_said_without_the_address() {
         answer.content
     );
     assert!(!answer.content.contains("private-argument"));
+}
+
+#[tokio::test]
+async fn requests_beyond_the_limit_wait_for_their_turn() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (counted, seen) = (now.clone(), most.clone());
+    TaskTracker::new().spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let (now, most) = (counted.clone(), seen.clone());
+            TaskTracker::new().spawn(async move {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                read_request(&mut stream).await;
+                // Long enough for all to be here, were they let in.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                now.fetch_sub(1, Ordering::SeqCst);
+                stream.write_all(&reply("200 OK", TEXT, b"done")).await.expect("it is read");
+            });
+        }
+    });
+    let toolbox = Toolbox::new(Config { max_concurrent: 2, ..local() }).expect("a client");
+    let http = json!({"url": format!("http://127.0.0.1:{port}/")});
+    let definition: ToolDefinition =
+        serde_json::from_value(json!({"name": "web", "http": http})).expect("a definition");
+    let tool = toolbox.resolve("web", &IndexMap::from([("web".into(), definition)])).expect("defined");
+    let (args, state) = (crate::value::Map::new(), State::new());
+    let call = || Call { id: "c", args: &args, state: &state, now: UnixNanos(0), idempotency_key: "k" };
+    let answers = futures::future::join_all((0..6).map(|_| async {
+        let _turn = tool.turn().await;
+        tool.call(call()).await
+    }))
+    .await;
+    assert!(answers.iter().all(|answer| answer.content == "done"), "{answers:?}");
+    assert_eq!(most.load(Ordering::SeqCst), 2);
 }
