@@ -41,7 +41,8 @@ pub enum Decoded {
 ///
 /// Problems of an invalid job start with a JSON pointer into the data, or name the CloudEvent attribute.
 pub fn decode(headers: &[(String, String)], payload: &[u8], config: &Config) -> Decoded {
-    let envelope = match envelope::open(headers, payload, config) {
+    let mut decoded = Vec::new();
+    let envelope = match envelope::open(headers, payload, config, &mut decoded) {
         Ok(envelope) => envelope,
         Err((reason, error)) => {
             return Decoded::Unreadable { reason, error: format!("the message {error}") };
@@ -57,13 +58,13 @@ pub fn decode(headers: &[(String, String)], payload: &[u8], config: &Config) -> 
     Decoded::Job(Box::new(job(job_id, envelope, payload.len(), config)))
 }
 
-fn job_id(data: &RawObject) -> Result<JobId, String> {
+fn job_id(data: &RawObject<'_>) -> Result<JobId, String> {
     let raw = data.get("job_id").ok_or("/job_id: is required")?;
     let text: String = serde_json::from_str(raw.get()).map_err(|_| "/job_id: must be a text")?;
     JobId::parse(&text).map_err(|error| format!("/job_id: {error}"))
 }
 
-fn job(job_id: JobId, envelope: Envelope, size: usize, config: &Config) -> Job {
+fn job(job_id: JobId, envelope: Envelope<'_>, size: usize, config: &Config) -> Job {
     let Envelope { data, traceparent, mut problems, .. } = envelope;
     let too_large = size > config.max_request_bytes;
     if too_large {
@@ -87,7 +88,7 @@ fn job(job_id: JobId, envelope: Envelope, size: usize, config: &Config) -> Job {
         trace_id,
     };
     if !too_large {
-        let task = fields.task(data.get("agent_definition").map(|raw| &**raw));
+        let task = fields.task(data.get("agent_definition").copied());
         job.task = task.unwrap_or(Task::Invalid(Vec::new()));
         job.command = fields.command();
         job.input = fields.input(job.command.as_ref());

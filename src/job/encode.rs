@@ -98,6 +98,8 @@ pub struct Totals {
     pub attempts: u32,
     /// The last checkpoint.
     pub checkpoint_id: Option<String>,
+    /// The id of the job's last event in the stream of its thread; none for a job that never started.
+    pub last_event_id: Option<String>,
 }
 
 /// A result, ready to be stored and published.
@@ -150,6 +152,9 @@ pub fn encode_result(job: &Job, outcome: &ResultEvent, numbers: &Totals, stamp: 
     data.insert("steps".into(), numbers.steps.into());
     data.insert("attempts".into(), numbers.attempts.into());
     data.insert("checkpoint_id".into(), numbers.checkpoint_id.as_deref().into());
+    if let Some(id) = &numbers.last_event_id {
+        data.insert("last_event_id".into(), id.as_str().into());
+    }
     let event = Event {
         specversion: "1.0",
         id: &event_id,

@@ -2,25 +2,54 @@
 //!
 //! **Invariant:** the form follows from `Content-Type`, `specversion` and `ce-*` headers alone; nothing is
 //! tried and taken back.
+//! **Invariant:** nothing of a message is copied to open it, however large it is, and members that nobody reads are
+//! not kept: a message of any size costs no more than itself.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use cloudevents::{Data, Event};
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
 use serde_json::{Value as Json, value::RawValue};
 
 use super::Config;
 
-/// The members of a JSON object, each as it was written. A repeated name counts once: the last one.
-pub(super) type RawObject = BTreeMap<String, Box<RawValue>>;
+/// The members of a JSON object that somebody reads, each as it was written. A repeated name counts once: the last
+/// one.
+pub(super) type RawObject<'a> = BTreeMap<&'static str, &'a RawValue>;
+
+/// Members of a message, or of its data, that somebody reads.
+const MEMBERS: [&str; 18] = [
+    "specversion",
+    "id",
+    "source",
+    "type",
+    "traceparent",
+    "data",
+    "data_base64",
+    "job_id",
+    "thread_id",
+    "agent_definition",
+    "agent",
+    "input",
+    "input_payload",
+    "command",
+    "checkpoint_id",
+    "config",
+    "multitask_strategy",
+    "trace_id",
+];
 
 /// Attributes the SDK needs to read an event at all; only `data_base64` is of interest to us.
 const BASE64_EVENT: [(&str, &str); 4] = [("specversion", "1.0"), ("id", "-"), ("source", "-"), ("type", "-")];
 
 /// What an opened message holds.
 #[derive(Debug, Default)]
-pub(super) struct Envelope {
+pub(super) struct Envelope<'a> {
     /// The members of the data; empty when there is no data that could be read.
-    pub(super) data: RawObject,
+    pub(super) data: RawObject<'a>,
     /// W3C `traceparent`, when it is well-formed.
     pub(super) traceparent: Option<String>,
     /// What is wrong with the envelope.
@@ -32,12 +61,13 @@ pub(super) struct Envelope {
 /// Why a message holds nothing: the reason for the dead letter and a sentence.
 pub(super) type Closed = (&'static str, String);
 
-/// Opens a message of any form.
-pub(super) fn open(
+/// Opens a message of any form. Data that came as base64 is decoded into `decoded`.
+pub(super) fn open<'a>(
     headers: &[(String, String)],
-    payload: &[u8],
+    payload: &'a [u8],
     config: &Config,
-) -> Result<Envelope, Closed> {
+    decoded: &'a mut Vec<u8>,
+) -> Result<Envelope<'a>, Closed> {
     let content_type = header(headers, "content-type").unwrap_or_default().to_ascii_lowercase();
     let media_type = content_type.split(';').next().unwrap_or_default().trim();
     if media_type.starts_with("application/cloudevents") && media_type != "application/cloudevents+json" {
@@ -45,7 +75,7 @@ pub(super) fn open(
     }
     let body = object(payload)?;
     let mut envelope = if media_type == "application/cloudevents+json" || body.contains_key("specversion") {
-        structured(body, config)
+        structured(body, config, decoded)
     } else if headers.iter().any(|(name, _)| attribute_name(name).is_some()) {
         binary(headers, body, config)
     } else {
@@ -57,7 +87,7 @@ pub(super) fn open(
     Ok(envelope)
 }
 
-fn structured(mut event: RawObject, config: &Config) -> Envelope {
+fn structured<'a>(mut event: RawObject<'a>, config: &Config, decoded: &'a mut Vec<u8>) -> Envelope<'a> {
     let mut envelope = Envelope::default();
     let mut attributes = BTreeMap::new();
     for name in ["specversion", "id", "source", "type", "traceparent"] {
@@ -74,7 +104,10 @@ fn structured(mut event: RawObject, config: &Config) -> Envelope {
         (Some(_), Some(_)) => Err(("bad_cloudevent", "data and data_base64 exclude each other".into())),
         (None, None) => Err(("bad_cloudevent", "the CloudEvent has no data".into())),
         (Some(raw), None) => object(raw.get().as_bytes()),
-        (None, Some(raw)) => base64(&raw).and_then(|bytes| object(&bytes)),
+        (None, Some(raw)) => base64(raw).and_then(|bytes| {
+            *decoded = bytes;
+            object(decoded)
+        }),
     };
     match data {
         Ok(data) => envelope.data = data,
@@ -83,7 +116,7 @@ fn structured(mut event: RawObject, config: &Config) -> Envelope {
     envelope
 }
 
-fn binary(headers: &[(String, String)], data: RawObject, config: &Config) -> Envelope {
+fn binary<'a>(headers: &[(String, String)], data: RawObject<'a>, config: &Config) -> Envelope<'a> {
     let mut envelope = Envelope { data, ..Envelope::default() };
     let mut attributes = BTreeMap::new();
     for (name, value) in headers {
@@ -101,7 +134,7 @@ fn binary(headers: &[(String, String)], data: RawObject, config: &Config) -> Env
     envelope
 }
 
-impl Envelope {
+impl Envelope<'_> {
     fn fault(&mut self, reason: &'static str, problem: String) {
         self.reason.get_or_insert(reason);
         self.problems.push(problem);
@@ -128,12 +161,63 @@ impl Envelope {
 }
 
 /// The members of the JSON object in `bytes`.
-fn object(bytes: &[u8]) -> Result<RawObject, Closed> {
-    match serde_json::from_slice(bytes) {
-        Ok(members) => Ok(members),
+fn object(bytes: &[u8]) -> Result<RawObject<'_>, Closed> {
+    // Members that are passed over would not be looked at as text.
+    let text = std::str::from_utf8(bytes).map_err(|_| ("not_json", "is not JSON: it is not UTF-8".into()))?;
+    match serde_json::from_str::<Members>(text) {
+        Ok(Members(members)) => Ok(members),
         Err(error) if error.is_data() => Err(("not_an_object", "must be a JSON object".into())),
         // serde_json's text names a place and never quotes the payload here.
         Err(error) => Err(("not_json", format!("is not JSON: {error}"))),
+    }
+}
+
+/// Reads a [`RawObject`].
+struct Members<'a>(RawObject<'a>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = RawObject::new();
+                while let Some(Member(name)) = map.next_key()? {
+                    match name {
+                        Some(name) => drop(members.insert(name, map.next_value()?)),
+                        None => drop(map.next_value::<IgnoredAny>()?),
+                    }
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// The name of a member, when somebody reads it.
+struct Member(Option<&'static str>);
+
+impl<'de> Deserialize<'de> for Member {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Name;
+        impl Visitor<'_> for Name {
+            type Value = Member;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Self::Value, E> {
+                Ok(Member(MEMBERS.into_iter().find(|known| *known == name)))
+            }
+        }
+        deserializer.deserialize_str(Name)
     }
 }
 

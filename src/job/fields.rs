@@ -31,7 +31,7 @@ pub(super) struct Fields<'p> {
 
 impl<'p> Fields<'p> {
     /// The members `names` of the request itself; what is nested too deep counts as a problem.
-    pub(super) fn of_request(data: &RawObject, names: &[&str], problems: &'p mut Vec<String>) -> Self {
+    pub(super) fn of_request(data: &RawObject<'_>, names: &[&str], problems: &'p mut Vec<String>) -> Self {
         let mut members = JsonMap::new();
         for name in names {
             let Some(raw) = data.get(*name) else { continue };

@@ -4,10 +4,12 @@ mod decode;
 mod encode;
 mod envelope;
 mod fields;
+mod request;
 
 pub use decode::{Decoded, decode};
 pub use encode::{Encoded, MAX_EVENT_BYTES, ResultEvent, Stamp, Totals, encode_result, with_dataref};
 pub(crate) use envelope::percent_decoded;
+pub use request::{Request, encode_request};
 
 use std::time::Duration;
 
@@ -177,6 +179,11 @@ pub enum MultitaskStrategy {
 }
 
 impl MultitaskStrategy {
+    /// Whether it ends the jobs it finds on the thread.
+    pub fn stops_others(self) -> bool {
+        matches!(self, Self::Interrupt | Self::Rollback)
+    }
+
     /// The word in requests and in the table.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -26,8 +26,8 @@ use crate::{
 /// What a model is asked.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Which model, and how.
-    pub settings: ModelSettings,
+    /// Which model, and how. Shared: a scripted model's script may be large.
+    pub settings: Arc<ModelSettings>,
     /// Instructions before the conversation.
     pub system_prompt: Option<String>,
     /// The conversation.
@@ -53,15 +53,11 @@ pub struct ToolSpec {
 
 /// A part of a model's answer.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a piece of text is moved twice; that is nothing beside its way here"
-)]
 pub enum Chunk {
     /// A piece of text.
     Text(String),
-    /// The whole answer; always last, exactly once.
-    Done(Reply),
+    /// The whole answer; always last, exactly once. Boxed, since every piece is moved as if it were one.
+    Done(Box<Reply>),
 }
 
 /// A model's whole answer.

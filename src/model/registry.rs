@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use secrecy::SecretString;
 
 use super::{ChatModel, Error, address::AllowedHosts, openai::OpenAi, scripted::Scripted};
+use crate::telemetry::{Gate, Limited, Pass};
 
 /// Where OpenAI itself answers.
 const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
@@ -23,6 +24,8 @@ pub struct Config {
     pub scripted_dir: Option<PathBuf>,
     /// How long a call may take.
     pub timeouts: Timeouts,
+    /// `MODEL_MAX_CONCURRENT`: calls at the same time in this process; others wait.
+    pub max_concurrent: usize,
 }
 
 /// One OpenAI-compatible provider.
@@ -57,6 +60,7 @@ impl Default for Config {
             allowed_hosts: Vec::new(),
             scripted_dir: None,
             timeouts: Timeouts::default(),
+            max_concurrent: 512,
         }
     }
 }
@@ -86,6 +90,7 @@ impl Default for Timeouts {
 #[derive(Clone)]
 pub struct Models {
     providers: Arc<BTreeMap<String, Arc<dyn ChatModel>>>,
+    calls: Gate,
 }
 
 impl Models {
@@ -100,7 +105,13 @@ impl Models {
             providers.insert(name, Arc::new(model));
         }
         providers.insert(SCRIPTED.to_owned(), Arc::new(Scripted::new(config.scripted_dir)));
-        Ok(Self { providers: Arc::new(providers) })
+        let calls = Gate::new(Limited::ModelCalls, config.max_concurrent);
+        Ok(Self { providers: Arc::new(providers), calls })
+    }
+
+    /// Waits until the process may make another call; it is under way until the pass is dropped.
+    pub async fn turn(&self) -> Pass {
+        self.calls.enter().await
     }
 
     /// The provider a definition names; [`Error::UnknownProvider`] lists those there are.

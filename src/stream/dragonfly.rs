@@ -8,11 +8,13 @@
 //! **Invariant:** what waits for the server is bounded in events and bytes, whatever the server does.
 
 mod link;
+mod notice;
 mod queue;
 mod reader;
 mod writer;
 
-pub use reader::{ReadEvent, Reader};
+pub use notice::Notice;
+pub use reader::{Followed, ReadEvent, Reader};
 
 use std::{sync::Arc, time::Duration};
 

@@ -78,6 +78,12 @@ impl Emitter {
         Self { seq: Mutex::new(last), ..self }
     }
 
+    /// The id of the event that is the `count`-th from now.
+    pub fn id_in(&self, count: u64) -> EntryId {
+        let last = *self.seq.lock().unwrap_or_else(PoisonError::into_inner);
+        EntryId { epoch: self.epoch, seq: last + count }
+    }
+
     /// How text is cut into events.
     pub fn tokens(&self) -> TokenConfig {
         self.tokens

@@ -164,7 +164,7 @@ impl Exchange {
     fn done(self) -> Chunk {
         let messages = &self.caller.request.messages;
         let earlier_calls = messages.iter().map(|message| message.tool_calls().len()).sum();
-        Chunk::Done(self.assembly.finish(earlier_calls))
+        Chunk::Done(Box::new(self.assembly.finish(earlier_calls)))
     }
 
     /// The chunks of an answer that came as one JSON object, from servers that do not stream.

@@ -331,10 +331,11 @@ mod tests {
             sent(&request),
             json!({"model": "m", "messages": [], "stream": true, "stream_options": {"include_usage": true}})
         );
-        request.settings.temperature = Some(0.5);
-        request.settings.top_p = Some(1.0);
-        request.settings.max_tokens = Some(7);
-        request.settings.stop = Some(vec!["END".into()]);
+        let settings = Arc::make_mut(&mut request.settings);
+        settings.temperature = Some(0.5);
+        settings.top_p = Some(1.0);
+        settings.max_tokens = Some(7);
+        settings.stop = Some(vec!["END".into()]);
         let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}});
         let tool =
             |name: &str, parameters| ToolSpec { name: name.into(), description: "d".into(), parameters };
@@ -369,7 +370,7 @@ mod tests {
     #[test]
     fn a_setting_that_is_no_number_is_refused() {
         let mut request = request(vec![]);
-        request.settings.top_p = Some(f64::NAN);
+        Arc::make_mut(&mut request.settings).top_p = Some(f64::NAN);
         assert_eq!(body(&request, LengthField::MaxTokens).expect_err("refused").code(), "MODEL_SETTINGS");
     }
 }

@@ -28,7 +28,7 @@ fn settings() -> ModelSettings {
 
 fn request(settings: ModelSettings) -> Request {
     Request {
-        settings,
+        settings: settings.into(),
         system_prompt: None,
         messages: vec![Arc::new(Message::new("h1", Role::Human, "Tell me about the weather in Paris."))],
         tools: Vec::new(),
@@ -48,7 +48,7 @@ async fn call(config: Config, request: Request) -> (Vec<String>, Result<Reply, E
     let outcome = loop {
         match stream.next().await.expect("a stream ends with Done or an error") {
             Ok(Chunk::Text(text)) => pieces.push(text),
-            Ok(Chunk::Done(reply)) => break Ok(reply),
+            Ok(Chunk::Done(reply)) => break Ok(*reply),
             Err(error) => break Err(error),
         }
     };

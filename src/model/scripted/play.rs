@@ -1,6 +1,6 @@
 //! A script's reply to a conversation, streamed.
 
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
 use futures::{StreamExt, stream, stream::BoxStream};
 use serde_json::Value as Json;
@@ -38,13 +38,15 @@ pub(super) async fn play(
     let cut = fail.map_or(pieces.len(), |fail| fail.after_pieces);
     let last = match fail {
         Some(fail) => Err(failure(request, fail)),
-        None => Ok(Chunk::Done(reply(&line, pieces.concat(), request, replies))),
+        None => Ok(Chunk::Done(Box::new(reply(&line, pieces.concat(), request, replies)))),
     };
-    let said = pieces.into_iter().take(cut).map(Chunk::Text).map(Ok);
-    let chunks: VecDeque<_> = said.chain([last]).collect();
+    let chunks = pieces.into_iter().take(cut).map(Chunk::Text).map(Ok).chain([last]);
     let pause = Duration::from_millis(line.token_delay_ms);
+    if pause.is_zero() {
+        return Ok(stream::iter(chunks).boxed());
+    }
     let chunks = stream::unfold((chunks, Duration::ZERO), move |(mut chunks, wait)| async move {
-        let chunk = chunks.pop_front()?;
+        let chunk = chunks.next()?;
         // The end comes with the last piece.
         if !wait.is_zero() && !matches!(chunk, Ok(Chunk::Done(_))) {
             sleep(wait).await;

@@ -40,7 +40,7 @@ async fn play_from(scripted: &Scripted, request: Request) -> (Vec<String>, Resul
     let outcome = loop {
         match stream.next().await.expect("a stream ends with Done or an error") {
             Ok(Chunk::Text(text)) => pieces.push(text),
-            Ok(Chunk::Done(reply)) => break Ok(reply),
+            Ok(Chunk::Done(reply)) => break Ok(*reply),
             Err(error) => break Err(error),
         }
     };
@@ -244,8 +244,9 @@ async fn a_wrong_script_is_told_where() {
 
 fn from_file(model: &str) -> Request {
     let mut request = request(Json::Null, vec![]);
-    request.settings.script = None;
-    request.settings.model = model.to_owned();
+    let settings = std::sync::Arc::make_mut(&mut request.settings);
+    settings.script = None;
+    settings.model = model.to_owned();
     request
 }
 

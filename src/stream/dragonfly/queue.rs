@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::{
     stream::{Event, EventType, MAX_EVENT_BYTES},
-    telemetry::metric,
+    telemetry::{InUse, Limited, metric},
 };
 
 /// Most bytes that wait for a server that is away, tokens or not. It protects the pod: a state of 100 KB after each of
@@ -63,6 +63,8 @@ pub(super) struct Queue {
     arrived: Notify,
     /// Wakes those who wait until events are sent.
     progressed: Notify,
+    events: InUse,
+    bytes: InUse,
 }
 
 #[derive(Debug, Default)]
@@ -91,7 +93,15 @@ fn lane(event_type: EventType) -> usize {
 impl Queue {
     pub(super) fn new(max_events: usize, max_bytes: usize) -> Self {
         let max = Most { events: max_events, bytes: max_bytes.min(HARD_MAX_BYTES) };
-        Self { max, waiting: Mutex::default(), arrived: Notify::new(), progressed: Notify::new() }
+        Self {
+            max,
+            waiting: Mutex::default(),
+            arrived: Notify::new(),
+            progressed: Notify::new(),
+            events: InUse::new(Limited::StreamEvents, max_events),
+            // Pieces of text are dropped before; this is what the others may take.
+            bytes: InUse::new(Limited::StreamBytes, HARD_MAX_BYTES),
+        }
     }
 
     /// Takes an event in; never waits.
@@ -105,6 +115,7 @@ impl Queue {
         waiting.next_number += 1;
         waiting.push_back(Queued { number, event, is_repeat: false });
         let dropped = waiting.shrink(self.max);
+        self.show(&waiting);
         drop(waiting);
         self.arrived.notify_one();
         self.report(dropped);
@@ -113,12 +124,17 @@ impl Queue {
     /// The oldest events, as many as `most` allows; waits until there is one. They must be settled or put back.
     pub(super) async fn next(&self, most: Most) -> Vec<Queued> {
         loop {
-            let taken = self.locked().take(most);
+            let taken = self.take(most);
             if !taken.is_empty() {
                 return taken;
             }
             self.arrived.notified().await;
         }
+    }
+
+    /// Whether this many events wait.
+    pub(super) fn holds(&self, events: usize) -> bool {
+        self.locked().events >= events
     }
 
     /// What was taken has been sent or given up.
@@ -135,6 +151,7 @@ impl Queue {
             waiting.push_front(Queued { is_repeat: true, ..queued });
         }
         let dropped = waiting.shrink(self.max);
+        self.show(&waiting);
         drop(waiting);
         self.report(dropped);
     }
@@ -142,7 +159,7 @@ impl Queue {
     /// Drops all that waits; returns how many events those were.
     pub(super) fn clear(&self) -> usize {
         let dropped: Vec<EventType> =
-            self.locked().take(Most { events: usize::MAX, bytes: usize::MAX }).iter().map(kind).collect();
+            self.take(Most { events: usize::MAX, bytes: usize::MAX }).iter().map(kind).collect();
         let count = dropped.len();
         self.report(dropped);
         self.settle();
@@ -159,6 +176,18 @@ impl Queue {
             }
             progressed.await;
         }
+    }
+
+    fn take(&self, most: Most) -> Vec<Queued> {
+        let mut waiting = self.locked();
+        let taken = waiting.take(most);
+        self.show(&waiting);
+        taken
+    }
+
+    fn show(&self, waiting: &Waiting) {
+        self.events.set(waiting.events);
+        self.bytes.set(waiting.bytes);
     }
 
     fn locked(&self) -> MutexGuard<'_, Waiting> {

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** ids only grow, and none is left out that the stream still has: whenever the channel may have missed
 //! something (a hole, a reconnect, silence), the stream is read from the last id seen.
+//! **Invariant:** what the stream has not is told of, once, before what follows it.
 
 use std::{
     collections::VecDeque,
@@ -13,13 +14,13 @@ use fred::{
     clients::{Client, SubscriberClient},
     error::{Error as FredError, ErrorKind},
     interfaces::{ClientLike, EventInterface, PubsubInterface, StreamsInterface},
-    types::{ConnectHandle, Message, Value, config::Server},
+    types::{ConnectHandle, InfoKind, Message, Value, config::Server},
 };
 use futures::{Stream, stream::try_unfold};
 use serde::Deserialize;
 use tokio::sync::broadcast::{Receiver, error::RecvError};
 
-use super::{Config, Error, key, link};
+use super::{Config, Error, Notice, key, link};
 use crate::{ids::ThreadId, stream::EntryId};
 
 /// How long the server must be away until a reader gives up; a restart takes seconds.
@@ -54,6 +55,15 @@ pub struct ReadEvent {
     pub json: String,
 }
 
+/// What a reader is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Followed {
+    /// An event.
+    Event(ReadEvent),
+    /// Something is missing here.
+    Notice(Notice),
+}
+
 /// Reads events of threads.
 pub struct Reader {
     config: Config,
@@ -81,6 +91,16 @@ impl Reader {
         Ok(Self { config, reads })
     }
 
+    /// What the server calls itself, with its version.
+    pub async fn server(&self) -> Result<String, Error> {
+        let section = Some(InfoKind::Server);
+        let info: String = self.reads.client.info(section).await.map_err(Error::Unavailable)?;
+        let value = |name: &str| info.lines().find_map(|line| line.trim().strip_prefix(name));
+        let dragonfly = value("dragonfly_version:").map(|version| format!("dragonfly {version}"));
+        let redis = || value("redis_version:").map(|version| format!("redis {version}"));
+        Ok(dragonfly.or_else(redis).unwrap_or_else(|| "unknown".to_owned()))
+    }
+
     /// The events of a thread after `from` (or from the first one that the stream still has), and on as they happen.
     ///
     /// It ends after an error only: the `end` event ends a job, and the thread's next job may follow.
@@ -88,19 +108,20 @@ impl Reader {
         &self,
         thread_id: &ThreadId,
         from: Option<EntryId>,
-    ) -> impl Stream<Item = Result<ReadEvent, Error>> + Send + use<> {
+    ) -> impl Stream<Item = Result<Followed, Error>> + Send + use<> {
         let follow = Follow {
             config: self.config.clone(),
             reads: self.reads.clone(),
             key: key(thread_id),
             channel: None,
             last: from,
+            gone_after: None,
             ready: VecDeque::new(),
             is_behind: true,
         };
         try_unfold(follow, |mut follow| async move {
-            let event = follow.next().await.map_err(Error::Unavailable)?;
-            Ok(Some((event, follow)))
+            let followed = follow.next().await.map_err(Error::Unavailable)?;
+            Ok(Some((followed, follow)))
         })
     }
 }
@@ -121,7 +142,9 @@ struct Follow {
     channel: Option<Channel>,
     /// The id of the last event that was read or skipped.
     last: Option<EntryId>,
-    ready: VecDeque<ReadEvent>,
+    /// The last id of which was told that the stream has it no longer.
+    gone_after: Option<EntryId>,
+    ready: VecDeque<Followed>,
     /// Whether the stream may have events that the channel did not bring.
     is_behind: bool,
 }
@@ -144,10 +167,10 @@ enum Heard {
 }
 
 impl Follow {
-    async fn next(&mut self) -> Result<ReadEvent, FredError> {
+    async fn next(&mut self) -> Result<Followed, FredError> {
         loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Ok(event);
+            if let Some(followed) = self.ready.pop_front() {
+                return Ok(followed);
             }
             if self.is_behind {
                 // Before the stream is read, so that what comes after the reading comes through the channel.
@@ -187,15 +210,34 @@ impl Follow {
         if !follows(self.last, event.id) {
             while self.read_page(Some(event.id)).await? {}
         }
-        self.last = Some(event.id);
-        self.ready.push_back(event);
+        self.come_to(event.id);
+        self.ready.push_back(Followed::Event(event));
         Ok(())
+    }
+
+    /// Goes on to the event `next`, and tells what is missing before it.
+    fn come_to(&mut self, next: EntryId) {
+        let told = self.last.is_some() && self.gone_after == self.last;
+        let missing = Notice::between(self.last, next).filter(|_| !told);
+        self.ready.extend(missing.map(Followed::Notice));
+        self.last = Some(next);
+    }
+
+    /// A page that was asked for from the last event on begins with it, unless the stream has it no longer.
+    fn look_for_last(&mut self, oldest: Option<EntryId>) {
+        let Some(last) = self.last else { return };
+        let is_there = oldest.is_some_and(|oldest| oldest == last || follows(Some(last), oldest));
+        if !is_there && self.gone_after != Some(last) {
+            self.gone_after = Some(last);
+            self.ready.push_back(Followed::Notice(Notice::Gone { after: Some(last), oldest }));
+        }
     }
 
     /// Reads the next entries of the stream, those before `until` only; returns whether there may be more.
     async fn read_page(&mut self, until: Option<EntryId>) -> Result<bool, FredError> {
         let page = self.page().await?;
         let (is_full, before) = (page.len() == PAGE, self.last);
+        self.look_for_last(page.first().and_then(|(id, _)| id.parse().ok()));
         for (id, mut fields) in page {
             let Ok(id) = id.parse::<EntryId>() else { continue };
             if until.is_some_and(|until| id >= until) {
@@ -204,9 +246,9 @@ impl Follow {
             if self.last.is_some_and(|last| id <= last) {
                 continue;
             }
-            self.last = Some(id);
+            self.come_to(id);
             let value = fields.remove("event").unwrap_or(Value::Null);
-            self.ready.extend(read_event(value, Some(id)));
+            self.ready.extend(read_event(value, Some(id)).map(Followed::Event));
         }
         // A page without a readable id would come again and again.
         Ok(is_full && self.last != before)
