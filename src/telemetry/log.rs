@@ -42,9 +42,15 @@ impl<W> JsonLines<W> {
     }
 }
 
-/// The fields of a span, kept in its extensions.
+/// The fields of a span, kept in its extensions, or of an event. Names are the program's own and live as long as it
+/// does; spans are made many times per job and seldom written, so nothing is looked up or copied here.
 #[derive(Default)]
-struct Fields(JsonMap<String, Json>);
+struct Fields {
+    /// Whether fields with a dot in their name are left out: they are attributes of the trace, not of the log.
+    without_dots: bool,
+    /// A name may come twice; the later one wins.
+    values: Vec<(&'static str, Json)>,
+}
 
 impl<S, W> Layer<S> for JsonLines<W>
 where
@@ -53,7 +59,7 @@ where
 {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         let Some(span) = context.span(id) else { return };
-        let mut fields = Fields::default();
+        let mut fields = Fields { without_dots: true, ..Fields::default() };
         attributes.record(&mut fields);
         span.extensions_mut().insert(fields);
     }
@@ -71,11 +77,10 @@ where
         let mut line = head(event, &mut own);
         for span in context.event_scope(event).into_iter().flatten().collect::<Vec<_>>().iter().rev() {
             if let Some(fields) = span.extensions().get::<Fields>() {
-                // A name with a dot is an attribute of the trace, not of the log.
-                add(&mut line, fields.0.iter().filter(|(name, _)| !name.contains('.')));
+                add(&mut line, &fields.values);
             }
         }
-        add(&mut line, own.0.iter());
+        add(&mut line, &own.values);
         let mut text = serde_json::to_vec(&line).expect("a JSON map serialises");
         text.push(b'\n');
         // Nobody is left to tell when the log itself cannot be written.
@@ -87,19 +92,19 @@ where
 fn head(event: &Event<'_>, own: &mut Fields) -> JsonMap<String, Json> {
     let target = event.metadata().target();
     // Records of the `log` crate carry their origin in fields.
-    let origin = own.0.get("log.target").and_then(Json::as_str).unwrap_or(target);
+    let origin = own.find("log.target").and_then(Json::as_str).unwrap_or(target);
     let component = origin.strip_prefix("agent_executor::").unwrap_or(origin).to_owned();
-    own.0.retain(|name, _| !name.starts_with("log."));
-    let message = own.0.shift_remove("message").unwrap_or_else(|| Json::String(String::new()));
+    let message = own.find("message").cloned().unwrap_or_else(|| Json::String(String::new()));
+    own.values.retain(|(name, _)| *name != "message" && !name.starts_with("log."));
     let level = event.metadata().level().as_str().to_ascii_lowercase();
     let values = [timestamp().into(), level.into(), message, component.into()];
     FIXED.into_iter().map(str::to_owned).zip(values).collect()
 }
 
-fn add<'a>(line: &mut JsonMap<String, Json>, fields: impl Iterator<Item = (&'a String, &'a Json)>) {
+fn add(line: &mut JsonMap<String, Json>, fields: &[(&'static str, Json)]) {
     for (name, value) in fields {
-        if !FIXED.contains(&name.as_str()) {
-            line.insert(name.clone(), value.clone());
+        if !FIXED.contains(name) {
+            line.insert((*name).to_owned(), value.clone());
         }
     }
 }
@@ -165,7 +170,17 @@ impl FormatTime for Millis {
 
 impl Fields {
     fn put(&mut self, field: &Field, value: impl Into<Json>) {
-        self.0.insert(field.name().to_owned(), value.into());
+        if !self.skips(field) {
+            self.values.push((field.name(), value.into()));
+        }
+    }
+
+    fn skips(&self, field: &Field) -> bool {
+        self.without_dots && field.name().contains('.')
+    }
+
+    fn find(&self, name: &str) -> Option<&Json> {
+        self.values.iter().rfind(|(known, _)| *known == name).map(|(_, value)| value)
     }
 }
 
@@ -207,7 +222,9 @@ impl Visit for Fields {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field, format!("{value:?}"));
+        if !self.skips(field) {
+            self.put(field, format!("{value:?}"));
+        }
     }
 }
 

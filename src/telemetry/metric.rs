@@ -32,11 +32,25 @@ pub const LLM_SECONDS: &str = "agent_executor_llm_request_seconds";
 pub const FIRST_TOKEN_SECONDS: &str = "agent_executor_time_to_first_token_seconds";
 /// Counter: tool calls by `tool`, `status`.
 pub const TOOL_CALLS: &str = "agent_executor_tool_calls_total";
+/// Counter: calls of tools that are not pure by `outcome`: done, failed, unknown, replayed.
+pub const EFFECTS: &str = "agent_executor_effects_total";
 /// Counter: events dropped by `event_type`.
 pub const STREAM_DROPPED: &str = "agent_executor_stream_dropped_total";
 /// Counter: dead letters by `reason`.
 pub const DEAD_LETTERS: &str = "agent_executor_dead_letters_total";
 /// Counter: writes refused because the thread has a later epoch.
 pub const FENCED_WRITES: &str = "agent_executor_fenced_writes_total";
+/// Counter: jobs taken up because their owner was gone.
+pub const ADOPTED: &str = "agent_executor_adopted_jobs_total";
+/// Counter: results published by the relay, because whoever ended their job did not.
+pub const RELAYED: &str = "agent_executor_relayed_results_total";
+/// Counter: messages the broker had forgotten, by `action`.
+pub const RECONCILED: &str = "agent_executor_reconciled_messages_total";
+/// Gauge: how much of a limit is in use, by `kind`.
+pub const IN_USE: &str = "agent_executor_in_use";
+/// Gauge: that limit, by `kind`.
+pub const LIMIT: &str = "agent_executor_limit";
+/// Counter: what was turned away because of that limit, by `kind`.
+pub const TURNED_AWAY: &str = "agent_executor_turned_away_total";
 /// Gauge, always 1: version and commit as labels.
 pub const BUILD_INFO: &str = "agent_executor_build_info";

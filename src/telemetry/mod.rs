@@ -3,12 +3,14 @@
 //! **Invariant:** above DEBUG no log line, span or label carries a secret, a prompt, a message's text or a
 //! tool's arguments; whoever logs leaves them out, this module adds nothing.
 
+mod bounded;
 pub mod label;
 pub mod metric;
 mod log;
 mod recorder;
 mod trace;
 
+pub use bounded::{Gate, InUse, Limited, Pass, Reserved};
 pub use metrics_exporter_prometheus::PrometheusHandle;
 pub use recorder::{metrics, run_upkeep};
 pub use trace::{set_parent, trace_id, traceparent_of};
@@ -170,13 +172,15 @@ where
         LogFormat::Json => Box::new(log::JsonLines::new(writer)),
         LogFormat::Text => Box::new(log::people(writer).with_ansi(to_terminal)),
     };
-    // Our spans carry the ids that error lines need, so they exist at every level.
+    // Our spans carry the ids that error lines need, so those that carry any exist at every level.
     let filter = directives(&config.log_level)?.or(filter_fn(is_our_span));
     Ok(Box::new(layer.with_filter(filter)))
 }
 
 fn is_our_span(metadata: &Metadata<'_>) -> bool {
-    metadata.is_span() && *metadata.level() <= Level::INFO && metadata.target().starts_with("agent_executor")
+    let has_log_fields = || metadata.fields().iter().any(|field| !field.name().contains('.'));
+    let is_ours = metadata.target().starts_with("agent_executor") && *metadata.level() <= Level::INFO;
+    metadata.is_span() && is_ours && has_log_fields()
 }
 
 /// A plain level is meant for this program: other crates stay at `info` or above, chatty ones at `warn`.

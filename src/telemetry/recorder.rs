@@ -69,9 +69,13 @@ fn describe() {
     describe_histogram!(metric::LLM_SECONDS, "Seconds of a model call by provider and model");
     describe_histogram!(metric::FIRST_TOKEN_SECONDS, "Seconds from the claim of a job to its first token");
     describe_counter!(metric::TOOL_CALLS, "Tool calls by tool and status");
+    describe_counter!(metric::EFFECTS, "Calls of tools that do something outside, by outcome");
     describe_counter!(metric::STREAM_DROPPED, "Dropped live events by type");
     describe_counter!(metric::DEAD_LETTERS, "Dead letters by reason");
     describe_counter!(metric::FENCED_WRITES, "Writes refused because the thread has a later epoch");
+    describe_gauge!(metric::IN_USE, "How much of a limit is in use, by kind");
+    describe_gauge!(metric::LIMIT, "The limit, by kind");
+    describe_counter!(metric::TURNED_AWAY, "Turned away because of a limit, by kind");
     describe_gauge!(metric::BUILD_INFO, "Always 1; version and commit are labels");
 }
 
@@ -90,6 +94,9 @@ fn start_at_zero() {
     }
     for status in ["completed", "failed", "interrupted", "cancelled"] {
         counter!(metric::JOBS, "status" => status).absolute(0);
+    }
+    for outcome in ["done", "failed", "unknown", "replayed"] {
+        counter!(metric::EFFECTS, "outcome" => outcome).absolute(0);
     }
     for name in
         [metric::JOB_SECONDS, metric::FIRST_TOKEN_SECONDS, metric::COMMIT_SECONDS, metric::COMMIT_BATCH]
@@ -124,6 +131,7 @@ mod tests {
             metric::COMMIT_BATCH,
             metric::FIRST_TOKEN_SECONDS,
             metric::FENCED_WRITES,
+            metric::EFFECTS,
             metric::BUILD_INFO,
         ] {
             assert!(text.contains(&format!("# TYPE {name} ")), "{name} is missing in\n{text}");

@@ -6,26 +6,22 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value as Json;
-
-use tokio::sync::OwnedSemaphorePermit;
-
 use super::{
     Error, Worker,
-    job::{self, Ended},
+    budget::{Weight, weight},
+    job::{self, AtHand, Ended},
     keepalive::Owned,
-    report::POISON,
+    letter::{self, Defect, defect, stored_defect},
     retell,
     settle::settle,
     turns::Turn,
 };
 use crate::{
     ids::JobId,
-    job::{Decoded, Failure, Job, Task, decode},
+    job::{Decoded, Job, Task, decode},
     queue::{Delivery, Receipt, Settlement},
-    run::code,
-    store::{self, DeadLetter, Offer, Verdict},
-    telemetry::metric,
+    store::{self, Offer, Verdict},
+    telemetry::{Pass, metric},
 };
 
 /// Longest time a parked message goes without asking whether its thread is free: another process may have
@@ -46,53 +42,50 @@ const SETTLE_TRIES: u32 = 5;
 const SETTLE_PAUSE: Duration = Duration::from_millis(500);
 
 /// A slot, while a job runs in it.
-pub(super) type Slot = OwnedSemaphorePermit;
-
-/// What is left to do after a delivery: the thread's next job, in the same slot.
-type Follow = Option<(Owned, Slot)>;
+pub(super) type Slot = Pass;
 
 /// A delivery that has been read, with its place in its thread's line.
 pub(super) struct Arrived {
     delivery: Delivery,
     decoded: Decoded,
     turn: Option<Turn>,
+    weight: Weight,
 }
 
 impl Arrived {
     /// Reads `delivery`; to be called in the order in which deliveries came.
     pub(super) fn new(worker: &Worker, delivery: Delivery) -> Self {
-        // A panic in here would end the pull loop, and the next process would meet the same message.
-        let read = || decode(&delivery.headers, &delivery.payload, &worker.codec);
-        let decoded = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Decoded::Unreadable {
-            reason: "undecodable",
-            error: "reading the message made the executor panic; its log has the place".into(),
-        });
+        let decoded = read(worker, &delivery.headers, &delivery.payload);
         let turn = match &decoded {
             Decoded::Job(job) => Some(worker.turns.line_up(&job.thread_id)),
             Decoded::Unreadable { .. } => None,
         };
-        Self { delivery, decoded, turn }
+        let weight = worker.budget.hold(&delivery);
+        Self { delivery, decoded, turn, weight }
     }
 }
 
+/// Reads a message. A panic in here would end its loop, and the next process would meet the same message.
+pub(super) fn read(worker: &Worker, headers: &[(String, String)], payload: &[u8]) -> Decoded {
+    let read = || decode(headers, payload, &worker.codec);
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Decoded::Unreadable {
+        reason: "undecodable",
+        error: "reading the message made the executor panic; its log has the place".into(),
+    })
+}
+
 pub(super) async fn handle(worker: Arc<Worker>, arrived: Arrived, slot: Slot) {
-    let Arrived { delivery, decoded, turn } = arrived;
+    let Arrived { delivery, decoded, turn, weight: _weight } = arrived;
     let held = worker.keepalive.hold(&delivery.receipt);
     let job_id = match &decoded {
         Decoded::Job(job) => Some(job.job_id.clone()),
         Decoded::Unreadable { .. } => None,
     };
-    let (result, follow) = match Box::pin(carry(&worker, &delivery, decoded, (turn, slot))).await {
-        Ok(follow) => (Ok(()), follow),
-        Err((error, follow)) => (Err(error), follow),
-    };
+    let result = Box::pin(carry(&worker, &delivery, decoded, (turn, slot))).await;
     let settlement = settle(&result, delivery.deliveries);
     report(&delivery, job_id.as_ref(), &result, settlement);
     drop(held);
     settle_for_sure(&worker, &delivery.receipt, settlement).await;
-    if let Some((claim, slot)) = follow {
-        worker.tracker.spawn(job::chain(worker.clone(), claim, slot));
-    }
 }
 
 fn report(delivery: &Delivery, job_id: Option<&JobId>, result: &Result<(), Error>, settlement: Settlement) {
@@ -100,6 +93,11 @@ fn report(delivery: &Delivery, job_id: Option<&JobId>, result: &Result<(), Error
         return metrics::counter!(metric::NATS_PROCESSED).increment(1);
     };
     metrics::counter!(metric::NATS_FAILED).increment(1);
+    if matches!(error, Error::Crowded) {
+        // Its job is known to the store and will run; a long line of them is no news each.
+        tracing::debug!(stream_seq = delivery.stream_seq, %error, "delivery handed back");
+        return;
+    }
     tracing::warn!(
         job_id = job_id.map(JobId::as_str),
         stream_seq = delivery.stream_seq,
@@ -125,98 +123,45 @@ async fn settle_for_sure(worker: &Worker, receipt: &Receipt, settlement: Settlem
     }
 }
 
-/// Carries the delivery to its end. The error may come with a next job, because the job itself has ended.
+/// Carries the delivery to its end.
 async fn carry(
     worker: &Arc<Worker>,
     delivery: &Delivery,
     decoded: Decoded,
     (turn, slot): (Option<Turn>, Slot),
-) -> Result<Follow, (Error, Follow)> {
+) -> Result<(), Error> {
     if worker.orders.drain.is_cancelled() {
         // It came with the last pull; another process starts it sooner than this one could end it.
-        return Err((Error::Drained, None));
+        return Err(Error::Drained);
     }
     let job = match decoded {
-        Decoded::Job(job) => *job,
+        Decoded::Job(job) => Arc::<Job>::from(job),
         Decoded::Unreadable { reason, error } => {
-            return Err((bury(worker, delivery, None, (reason, error)).await, None));
+            return Err(bury(worker, delivery, None, (reason, error)).await);
         }
     };
-    let offered = offer(worker, delivery, &job, (turn, slot)).await;
-    let Offered { follow, refused } = offered.map_err(|error| (error, None))?;
+    let refused = offer(worker, delivery, &job, (turn, slot)).await?;
     let invalid = match &job.task {
         Task::Invalid(problems) => Some(("bad_request", problems.join("; "))),
         Task::Inline(_) | Task::Stored(_) => None,
     };
     match invalid.or(refused) {
-        None => Ok(follow),
-        Some(defect) => Err((bury(worker, delivery, Some(&job), defect).await, follow)),
+        None => Ok(()),
+        Some(defect) => Err(bury(worker, delivery, Some(&job), defect).await),
     }
 }
 
-/// A job that has ended.
-struct Offered {
-    follow: Follow,
-    /// Why it will never run, when that is how it ended.
-    refused: Option<Defect>,
+/// Keeps a copy of the message before it is terminated.
+async fn bury(worker: &Worker, delivery: &Delivery, job: Option<&Job>, defect: Defect) -> Error {
+    let reason = defect.0;
+    let kept = letter::keep(worker, &letter::letter(delivery, job, defect)).await;
+    kept.err().unwrap_or(Error::DeadLetter { reason })
 }
 
-/// Why a job could never run: reason and sentence.
-type Defect = (&'static str, String);
-
-/// What a failure says about its message, when no other run of it could end differently.
-fn defect(failure: &Failure) -> Option<Defect> {
-    let reason = match failure.code.as_str() {
-        code::BAD_REQUEST => "bad_request",
-        code::DEFINITION_INVALID => "definition_invalid",
-        code::AGENT_NOT_FOUND => "agent_not_found",
-        POISON => "poison",
-        _ => return None,
-    };
-    Some((reason, failure.message.clone()))
-}
-
-/// The same for a job that ended earlier, from its stored result.
-async fn stored_defect(worker: &Worker, job: &Job) -> Result<Option<Defect>, Error> {
-    let Some(event) = worker.ports.store.result(&job.job_id).await? else { return Ok(None) };
-    let event: Json = serde_json::from_slice(&event).unwrap_or_default();
-    let failure: Option<Failure> = serde_json::from_value(event["data"]["error"].clone()).ok();
-    Ok(failure.as_ref().and_then(defect))
-}
-
-/// Keeps a copy of the message in both places before it is terminated.
-async fn bury(worker: &Worker, delivery: &Delivery, job: Option<&Job>, (reason, error): Defect) -> Error {
-    let letter = DeadLetter {
-        stream: delivery.stream.clone(),
-        stream_seq: delivery.stream_seq,
-        subject: delivery.subject.clone(),
-        headers: delivery.headers.clone(),
-        payload: delivery.payload.clone(),
-        job_id: job.map(|job| job.job_id.clone()),
-        thread_id: job.map(|job| job.thread_id.clone()),
-        reason,
-        error,
-        deliveries: delivery.deliveries,
-    };
-    if let Err(error) = worker.ports.store.bury(&letter).await {
-        return error.into();
-    }
-    if let Err(error) = worker.queue.bury(&letter).await {
-        return error.into();
-    }
-    metrics::counter!(metric::DEAD_LETTERS, "reason" => reason).increment(1);
-    Error::DeadLetter { reason }
-}
-
-/// Offers the job to the store until it has ended, wherever it runs.
-async fn offer(
-    worker: &Arc<Worker>,
-    delivery: &Delivery,
-    job: &Job,
-    (mut turn, slot): (Option<Turn>, Slot),
-) -> Result<Offered, Error> {
+/// The job as the store is told of it.
+fn offer_of(worker: &Worker, delivery: &Delivery, job: &Job) -> Offer {
     let request = serde_json::to_vec(job).expect("a job came from JSON");
-    let mut offer = Offer {
+    Offer {
         job_id: job.job_id.clone(),
         thread_id: job.thread_id.clone(),
         stream_seq: delivery.stream_seq,
@@ -224,47 +169,100 @@ async fn offer(
         request: request.into(),
         timeout: job.config.timeout().unwrap_or(worker.config.job_timeout),
         running: None,
-    };
+        lane: false,
+    }
+}
+
+/// Offers the job to the store until it has ended, wherever it runs; why it will never run, when that is how it ended.
+async fn offer(
+    worker: &Arc<Worker>,
+    delivery: &Delivery,
+    job: &Arc<Job>,
+    (mut turn, slot): (Option<Turn>, Slot),
+) -> Result<Option<Defect>, Error> {
+    let mut offer = offer_of(worker, delivery, job);
+    let at_hand = AtHand { job: job.clone(), request: offer.request.clone() };
     let mut slot = slot;
+    let mut lane: Option<Slot> = None;
+    let mut told = false;
     if let Some(turn) = &mut turn {
         turn.come().await;
     }
     loop {
         offer.running = worker.keepalive.owned(&job.thread_id);
+        offer.lane = lane.is_some();
         let verdict = accept(worker, &offer).await;
         // The store knows of the job now, and keeps the order from here on.
         drop(turn.take());
         let retry_in = match verdict? {
+            Verdict::NeedLane => {
+                drop(slot);
+                let entered = enter_lane(worker, job, weight(delivery)).await?;
+                (slot, lane) = (entered.0, Some(entered.1));
+                continue;
+            }
+            Verdict::Rejected(cancel) => {
+                if job::end_waiting(worker, job, job::unwanted(&cancel)).await? {
+                    return Ok(None);
+                }
+                continue;
+            }
             Verdict::Run(claim) => {
+                if !claim.suspect {
+                    drop(lane.take());
+                }
                 let owned = worker.keepalive.own(claim);
-                match run_up_to(worker, &job.job_id, owned).await? {
+                match run_up_to(worker, &at_hand, owned).await? {
                     Reached::Ended(ended) => {
                         let Ended { next, failure } = *ended;
-                        let refused = failure.as_ref().and_then(defect);
-                        return Ok(Offered { follow: next.map(|owned| (owned, slot)), refused });
+                        follow(worker, next, slot);
+                        return Ok(failure.as_ref().and_then(defect));
                     }
-                    Reached::NotYet => continue,
+                    Reached::NotYet => {
+                        lane = None;
+                        continue;
+                    }
                 }
             }
             Verdict::Poison(claim) => {
                 // The next offer finds the job done, or the thread free for it.
-                job::give_up(worker, worker.keepalive.own(claim)).await?;
+                let message = Some(delivery).filter(|_| claim.job_id == job.job_id);
+                job::give_up(worker, worker.keepalive.own(claim), message).await?;
                 continue;
             }
-            Verdict::Done => {
-                return Ok(Offered { follow: None, refused: stored_defect(worker, job).await? });
-            }
+            Verdict::Done => return ended_before(worker, job).await,
             Verdict::DoneUnpublished { ended, .. } if ended < PUBLISHING => PUBLISHING - ended,
             Verdict::DoneUnpublished { result, .. } => {
-                retell::end(worker, job, &result).await;
+                // Readers need not wait for the broker.
+                let ended = ended_before(worker, job).await?;
                 job::publish(worker, &result).await?;
-                return Ok(Offered { follow: None, refused: stored_defect(worker, job).await? });
+                return Ok(ended);
             }
-            Verdict::Parked { retry_in } | Verdict::RunningElsewhere { retry_in } => retry_in,
+            Verdict::Parked { retry_in } => {
+                if job.multitask_strategy.stops_others() && !std::mem::replace(&mut told, true) {
+                    worker.tell_owner(&job.thread_id).await;
+                }
+                retry_in
+            }
+            Verdict::RunningElsewhere { retry_in } => retry_in,
         };
+        lane = None;
         drop(slot);
-        slot = park(worker, job, retry_in).await?;
+        slot = park(worker, job, (weight(delivery), retry_in)).await?;
     }
+}
+
+/// Starts the thread's next job, if there is one, at once: neither settling the delivery nor its letter is its concern.
+fn follow(worker: &Arc<Worker>, next: Option<Owned>, slot: Slot) {
+    if let Some(next) = next {
+        worker.tracker.spawn(job::chain(worker.clone(), next, slot));
+    }
+}
+
+/// The job ended earlier, perhaps unheard; what its message deserves shows in its stored result.
+async fn ended_before(worker: &Worker, job: &Job) -> Result<Option<Defect>, Error> {
+    retell::end(worker, &job.job_id).await;
+    stored_defect(worker, &job.job_id).await
 }
 
 /// How far a thread's jobs have got.
@@ -277,11 +275,12 @@ enum Reached {
 
 /// Runs the thread's jobs from `owned` on, up to the delivery's own. Older jobs go first; their own messages
 /// are settled by whoever holds them.
-async fn run_up_to(worker: &Arc<Worker>, own: &JobId, owned: Owned) -> Result<Reached, Error> {
+async fn run_up_to(worker: &Arc<Worker>, at_hand: &AtHand, owned: Owned) -> Result<Reached, Error> {
+    let own = &at_hand.job.job_id;
     let mut next = Some(owned);
     while let Some(owned) = next {
         let job_id = owned.claim.job_id.clone();
-        match job::run(worker, owned).await {
+        match job::run(worker, owned, Some(at_hand)).await {
             Ok(ended) if job_id == *own => return Ok(Reached::Ended(Box::new(ended))),
             Ok(ended) => next = ended.next,
             Err(error) if job_id == *own => return Err(error),
@@ -305,9 +304,22 @@ async fn accept(worker: &Worker, offer: &Offer) -> Result<Verdict, Error> {
     Ok(accepted?)
 }
 
+/// Waits for the one place of jobs that are suspected to kill their process, then for a slot.
+async fn enter_lane(worker: &Worker, job: &Job, bytes: usize) -> Result<(Slot, Slot), Error> {
+    let _place = worker.parking.enter(&job.thread_id, bytes)?;
+    let enter = async {
+        let lane = worker.lane.enter().await;
+        (worker.slots.enter().await, lane)
+    };
+    tokio::select! {
+        () = worker.orders.drain.cancelled() => Err(Error::Drained),
+        entered = enter => Ok(entered),
+    }
+}
+
 /// Waits outside of a slot until the thread may be free.
-async fn park(worker: &Worker, job: &Job, retry_in: Duration) -> Result<Slot, Error> {
-    let Ok(_place) = worker.parking.clone().try_acquire_owned() else { return Err(Error::Crowded) };
+async fn park(worker: &Worker, job: &Job, (bytes, retry_in): (usize, Duration)) -> Result<Slot, Error> {
+    let _place = worker.parking.enter(&job.thread_id, bytes)?;
     let freed = worker.freed(&job.thread_id);
     let look_in = retry_in.clamp(SHORTEST_LOOK, PARKED_LOOK);
     tokio::select! {
@@ -317,6 +329,6 @@ async fn park(worker: &Worker, job: &Job, retry_in: Duration) -> Result<Slot, Er
     }
     tokio::select! {
         () = worker.orders.drain.cancelled() => Err(Error::Drained),
-        slot = worker.slots.clone().acquire_owned() => slot.map_err(|_| Error::Drained),
+        slot = worker.slots.enter() => Ok(slot),
     }
 }

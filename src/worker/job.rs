@@ -7,14 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use tracing::Instrument;
 
-use super::{Error, Worker, delivery::Slot, keepalive::Owned, report};
+use super::{Error, Worker, delivery::Slot, handback, keepalive::Owned, letter, report};
 use crate::{
-    job::{Failure, Job, MultitaskStrategy},
-    queue,
-    run::{self, Attempt, Outcome, Reason, Report, Stop, tell_end},
-    store::{self, Claim, Finish, NextJob, StoredResult},
+    job::{Failure, Job},
+    queue::{self, Delivery},
+    run::{self, Attempt, Outcome, Reason, Report, tell_end},
+    store::{self, Cancel, CancelKind, Claim, Doomed, Ending, Finish, NextJob, StoredResult},
     stream::Emitter,
     telemetry::{self, metric},
     value::Usage,
@@ -26,8 +27,17 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// An outage of minutes is asked about every few seconds: soon enough, and no storm when it ends.
 const LONGEST_PAUSE: Duration = Duration::from_secs(3);
 
+/// How long the end of a job may take to be stored once the process was told to hurry.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
+
 /// Longest wait for the last events of a job whose thread is left to others.
 const LAST_EVENTS: Duration = Duration::from_millis(300);
+
+/// A job as its message says it, with the request the store was given.
+pub(super) struct AtHand {
+    pub(super) job: Arc<Job>,
+    pub(super) request: Bytes,
+}
 
 /// A job that has ended, its result published.
 pub(super) struct Ended {
@@ -37,8 +47,13 @@ pub(super) struct Ended {
     pub(super) failure: Option<Failure>,
 }
 
-/// Runs the claimed job to its published result, or gives it up for somebody else to continue.
-pub(super) async fn run(worker: &Arc<Worker>, owned: Owned) -> Result<Ended, Error> {
+/// Runs the claimed job to its published result, or gives it up for somebody else to continue. `at_hand` is the job
+/// as its message says it, when the claim is for that very request.
+pub(super) async fn run(
+    worker: &Arc<Worker>,
+    owned: Owned,
+    at_hand: Option<&AtHand>,
+) -> Result<Ended, Error> {
     let claim = &owned.claim;
     let span = tracing::info_span!(
         "job",
@@ -49,22 +64,36 @@ pub(super) async fn run(worker: &Arc<Worker>, owned: Owned) -> Result<Ended, Err
         attempt = claim.attempt,
         trace_id = tracing::field::Empty,
     );
-    let mut job: Result<Job, _> = serde_json::from_slice(&claim.request);
+    let mut job = match at_hand {
+        Some(at_hand) if at_hand.request == claim.request => Ok(at_hand.job.clone()),
+        Some(_) | None => serde_json::from_slice(&claim.request).map(Arc::new),
+    };
     if let Ok(job) = &mut job {
         join_trace(&span, job);
         // Without a sender's trace, readers of the result may join ours.
-        job.traceparent = job.traceparent.take().or_else(|| telemetry::traceparent_of(&span));
+        if job.traceparent.is_none()
+            && let Some(ours) = telemetry::traceparent_of(&span)
+        {
+            Arc::make_mut(job).traceparent = Some(ours);
+        }
     }
     async move {
         tracing::info!("job started");
         if let Ok(job) = &job {
             warn_of_unkept(job);
         }
-        match job {
-            Ok(job) => attempt(worker, owned, job).await,
-            Err(error) => {
+        match (job, &owned.claim.cancel) {
+            (job, Some(cancel)) => {
+                let outcome = match &job {
+                    Ok(job) => unwanted(&run::carried_out(cancel, job)),
+                    Err(_) => unwanted(cancel),
+                };
+                end_early(worker, owned, job.ok(), outcome).await
+            }
+            (Ok(job), None) => attempt(worker, owned, job).await,
+            (Err(error), None) => {
                 let reason = format!("the stored request cannot be read: {error}");
-                end_early(worker, owned, failure(run::code::INTERNAL, reason)).await
+                end_early(worker, owned, None, Outcome::Failed(failure(run::code::INTERNAL, reason))).await
             }
         }
     }
@@ -76,12 +105,6 @@ pub(super) async fn run(worker: &Arc<Worker>, owned: Owned) -> Result<Ended, Err
 fn warn_of_unkept(job: &Job) {
     if job.config.budget.is_some_and(|budget| budget.max_cost_usd.is_some()) {
         tracing::warn!("budget.max_cost_usd is not enforced: no prices are known");
-    }
-    if job.multitask_strategy != MultitaskStrategy::Enqueue {
-        tracing::warn!(
-            strategy = job.multitask_strategy.as_str(),
-            "this multitask_strategy acts like enqueue"
-        );
     }
 }
 
@@ -95,13 +118,37 @@ fn join_trace(span: &tracing::Span, job: &Job) {
     }
 }
 
-/// Ends a job that has killed too many of its owners, and leaves the thread free.
-pub(super) async fn give_up(worker: &Arc<Worker>, owned: Owned) -> Result<(), Error> {
-    let attempts = owned.claim.attempt;
-    let message = format!("given up: attempts of this job ended with their process, {attempts} so far");
-    match end_early(worker, owned, failure(report::POISON, message)).await?.next {
+/// Ends a job that has killed too many of its owners, and leaves the thread free. `delivery` is of the job itself,
+/// when it is in hand.
+pub(super) async fn give_up(
+    worker: &Arc<Worker>,
+    owned: Owned,
+    delivery: Option<&Delivery>,
+) -> Result<(), Error> {
+    let Claim { attempt, head, .. } = &owned.claim;
+    let last = head.as_ref().map(|id| format!("; the thread's last checkpoint is {id}"));
+    let message = format!(
+        "given up: attempts of this job ended with their process, {attempt} so far{}",
+        last.unwrap_or_default()
+    );
+    // First: of a job that has ended nobody would make one who has no message of it.
+    if let Err(error) = letter::keep_claimed(worker, &owned.claim, delivery, &message).await {
+        let _ = handback::give_back(worker, &owned.claim).await;
+        return Err(error);
+    }
+    let outcome = Outcome::Failed(failure(report::POISON, message));
+    match end_early(worker, owned, None, outcome).await?.next {
         None => Ok(()),
-        Some(next) => Ok(worker.ports.store.release(&next.claim).await?),
+        Some(next) => handback::give_back(worker, &next.claim).await,
+    }
+}
+
+/// How a job ends that somebody does not want: what was turned away has failed.
+pub(super) fn unwanted(cancel: &Cancel) -> Outcome {
+    let failure = run::unwanted(cancel);
+    match cancel.kind {
+        CancelKind::Reject => Outcome::Failed(failure),
+        CancelKind::Cancel | CancelKind::Interrupt | CancelKind::Rollback => Outcome::Cancelled(failure),
     }
 }
 
@@ -115,7 +162,7 @@ pub(super) async fn chain(worker: Arc<Worker>, owned: Owned, slot: Slot) {
     let mut next = Some(owned);
     while let Some(owned) = next {
         let (job_id, thread_id) = (owned.claim.job_id.clone(), owned.claim.thread_id.clone());
-        next = match run(&worker, owned).await {
+        next = match run(&worker, owned, None).await {
             Ok(ended) => ended.next,
             // Its message is held by somebody, who offers the job again.
             Err(error) => {
@@ -126,7 +173,7 @@ pub(super) async fn chain(worker: Arc<Worker>, owned: Owned, slot: Slot) {
     }
 }
 
-async fn attempt(worker: &Arc<Worker>, owned: Owned, job: Job) -> Result<Ended, Error> {
+async fn attempt(worker: &Arc<Worker>, owned: Owned, job: Arc<Job>) -> Result<Ended, Error> {
     let started = Instant::now();
     if worker.orders.hurry.is_cancelled() {
         owned.stop.because(Reason::Drain);
@@ -136,7 +183,7 @@ async fn attempt(worker: &Arc<Worker>, owned: Owned, job: Job) -> Result<Ended, 
     // A task of its own: a panic in a node ends this job, not the process.
     let ran = worker.tracker.spawn(run::run(attempt).in_current_span()).await;
     let (result, usage_by_model) = ran.unwrap_or_else(|_| (Ok(panicked()), BTreeMap::new()));
-    let ended = match result {
+    let report = match result {
         Ok(ended) => ended,
         Err(error) => match hand_back(worker, &owned.claim, error).await {
             Err(error) => return Err(error),
@@ -144,103 +191,186 @@ async fn attempt(worker: &Arc<Worker>, owned: Owned, job: Job) -> Result<Ended, 
         },
     };
     let elapsed = started.elapsed();
-    let told = Told { job: &job, report: &ended, emitter: &emitter, usage_by_model, elapsed };
-    finish(worker, owned, told).await
+    finish(worker, owned, Told { job: &job, report, emitter: &emitter, usage_by_model, elapsed }).await
 }
 
 fn panicked() -> Report {
     let message = "a part of the executor panicked; its log has the place".to_owned();
-    Report { outcome: Outcome::Failed(failure(run::code::INTERNAL, message)), steps: 0, checkpoint_id: None }
+    Report::early(Outcome::Failed(failure(run::code::INTERNAL, message)))
 }
 
 /// What an unfinished run means: freed for others, abandoned in silence, or failed for good.
-async fn hand_back(worker: &Worker, claim: &Claim, error: run::Error) -> Result<Report, Error> {
+async fn hand_back(worker: &Arc<Worker>, claim: &Claim, error: run::Error) -> Result<Report, Error> {
     match error {
         run::Error::Stopped(Reason::Drain) => {
-            worker.ports.store.release(claim).await?;
+            handback::give_back(worker, claim).await?;
             tracing::info!("job handed back");
             Err(Error::Drained)
         }
         run::Error::Stopped(Reason::Fenced) | run::Error::Store(store::Error::Fenced { .. }) => {
-            let _ = worker.ports.store.refund(claim).await;
+            handback::refund(worker, claim).await;
             Err(store::Error::Fenced { thread_id: claim.thread_id.clone(), epoch: claim.epoch }.into())
         }
         run::Error::Store(away @ store::Error::Unavailable(_)) => {
-            let _ = worker.ports.store.release(claim).await;
+            let _ = handback::give_back(worker, claim).await;
             Err(away.into())
         }
-        run::Error::Store(error) => {
-            let outcome = Outcome::Failed(failure(error.code(), error.to_string()));
-            Ok(Report { outcome, steps: 0, checkpoint_id: None })
-        }
+        run::Error::Stopped(Reason::Cancel(cancel)) => Ok(Report::early(unwanted(&cancel))),
+        run::Error::Store(error) => Ok(Report::early(unstorable(&error))),
     }
+}
+
+fn unstorable(error: &store::Error) -> Outcome {
+    Outcome::Failed(failure(error.code(), error.to_string()))
 }
 
 /// What a job's end is told from.
 struct Told<'a> {
     job: &'a Job,
-    report: &'a Report,
+    report: Report,
     emitter: &'a Emitter,
     usage_by_model: BTreeMap<String, Usage>,
     elapsed: Duration,
 }
 
 /// Ends a claimed job that is not run.
-async fn end_early(worker: &Arc<Worker>, owned: Owned, failed: Failure) -> Result<Ended, Error> {
+async fn end_early(
+    worker: &Arc<Worker>,
+    owned: Owned,
+    job: Option<Arc<Job>>,
+    outcome: Outcome,
+) -> Result<Ended, Error> {
     let claim = owned.claim.clone();
-    let job = Job::nameless(claim.job_id.clone(), claim.thread_id.clone());
+    let nameless = || Arc::new(Job::nameless(claim.job_id.clone(), claim.thread_id.clone()));
+    let job = job.unwrap_or_else(nameless);
     let attempt = Attempt::new(worker.ports.clone(), claim, job, owned.stop.clone());
     attempt.tell_start(None);
-    let report = Report { outcome: Outcome::Failed(failed), steps: 0, checkpoint_id: None };
     let (usage_by_model, elapsed) = (BTreeMap::new(), Duration::ZERO);
-    let told =
-        Told { job: &attempt.job, report: &report, emitter: &attempt.emitter, usage_by_model, elapsed };
+    let report = Report::early(outcome);
+    let told = Told { job: &attempt.job, report, emitter: &attempt.emitter, usage_by_model, elapsed };
     finish(worker, owned, told).await
+}
+
+/// Ends a job that was never started, and publishes its result. `false` when it is no longer queued.
+pub(super) async fn end_waiting(worker: &Arc<Worker>, job: &Job, outcome: Outcome) -> Result<bool, Error> {
+    let Some(result) = end_unstarted(worker, job, outcome).await? else { return Ok(false) };
+    publish(worker, &result).await?;
+    Ok(true)
+}
+
+/// Ends a job that was never started; its result, which is still to be published. `None` when it is no longer queued.
+async fn end_unstarted(
+    worker: &Arc<Worker>,
+    job: &Job,
+    outcome: Outcome,
+) -> Result<Option<StoredResult>, Error> {
+    let report = Report::early(outcome);
+    let numbers = report::totals(0, &report, BTreeMap::new(), Duration::ZERO, None);
+    let result = report::result(worker, job, &report, &numbers);
+    let ending = Ending {
+        state: report::state(&report.outcome),
+        body: result.body,
+        error: report::error(&report.outcome),
+        result: result.stored,
+    };
+    if !worker.ports.store.end(&ending).await? {
+        return Ok(None);
+    }
+    worker.announce(&job.thread_id);
+    count(&report, Duration::ZERO);
+    Ok(Some(ending.result))
+}
+
+/// Ends a queued job that is not to run any more; its result, which is still to be published.
+pub(super) async fn end_doomed(worker: &Arc<Worker>, doomed: &Doomed) -> Result<Option<StoredResult>, Error> {
+    let job: Result<Job, _> = serde_json::from_slice(&doomed.request);
+    let job = job.unwrap_or_else(|_| Job::nameless(doomed.job_id.clone(), doomed.thread_id.clone()));
+    let outcome = match &doomed.cancel {
+        Some(cancel) => unwanted(cancel),
+        None => Outcome::Failed(run::late(job.config.timeout().unwrap_or(worker.config.job_timeout))),
+    };
+    end_unstarted(worker, &job, outcome).await
 }
 
 /// Makes the end durable, tells readers of the stream, publishes the result.
 async fn finish(worker: &Arc<Worker>, owned: Owned, mut told: Told<'_>) -> Result<Ended, Error> {
-    let usage_by_model = std::mem::take(&mut told.usage_by_model);
-    let numbers = report::totals(&owned.claim, told.report, usage_by_model, told.elapsed);
-    let result = report::result(worker, told.job, told.report, &numbers);
+    // A renewal that is on its way while the claim ends must not look like a loss.
+    owned.ends();
+    let has_last = told.report.last.is_some();
+    let stored = match store_end(worker, &owned, &mut told).await {
+        Err(Error::Store(
+            error @ (store::Error::Refused(_)
+            | store::Error::Corrupt { .. }
+            | store::Error::TooLarge { .. }
+            | store::Error::Unstorable { .. }),
+        )) if has_last => {
+            // What the run held last cannot be stored: the job ends where the superstep before left it.
+            told.report = Report::early(unstorable(&error));
+            store_end(worker, &owned, &mut told).await?
+        }
+        stored => stored?,
+    };
+    let claim = owned.claim.clone();
+    drop(owned);
+    let outcome = &told.report.outcome;
+    let (status, failed) = (report::status(outcome), report::failure_of(outcome).cloned());
+    told.report.tell_last(told.emitter);
+    tell_end(told.emitter, status, failed.as_ref(), &report::final_result(outcome));
+    if stored.next.is_none() && worker.orders.drain.is_cancelled() {
+        // Another process may start the thread's next job at once, and its higher epoch would shut out our end.
+        worker.ports.sink.flush(LAST_EVENTS).await;
+    }
+    worker.announce(&claim.thread_id);
+    count(&told.report, told.elapsed);
+    if let Err(error) = publish(worker, &stored.result).await {
+        if let Some(next) = stored.next {
+            // Told to hurry: the result is safe in the outbox, the next job is for others.
+            handback::give_back(worker, &next.claim).await?;
+        }
+        return Err(error);
+    }
+    Ok(Ended { next: stored.next, failure: failed })
+}
+
+/// A job's end that is durable.
+struct Stored {
+    result: StoredResult,
+    next: Option<Owned>,
+}
+
+async fn store_end(worker: &Arc<Worker>, owned: &Owned, told: &mut Told<'_>) -> Result<Stored, Error> {
+    let usage_by_model = told.usage_by_model.clone();
+    let end = Some(told.emitter.id_in(told.report.events_left()));
+    let numbers = report::totals(owned.claim.attempt, &told.report, usage_by_model, told.elapsed, end);
+    let result = report::result(worker, told.job, &told.report, &numbers);
     let finish = Finish {
         state: report::state(&told.report.outcome),
         body: result.body,
         error: report::error(&told.report.outcome),
         next: if worker.orders.drain.is_cancelled() { NextJob::Leave } else { NextJob::Take },
+        undo: report::failure_of(&told.report.outcome)
+            .is_some_and(|failure| failure.code == run::code::JOB_ROLLED_BACK),
         result: result.stored,
+        last: told.report.last.take(),
         claim: owned.claim.clone(),
     };
-    // A renewal that is on its way while the claim ends must not look like a loss.
-    owned.ends();
-    let next = until_answered(worker, &owned.stop, || worker.ports.store.finish(&finish)).await?;
-    let next = next.map(|claim| worker.keepalive.own(claim));
-    drop(owned);
-    let outcome = &told.report.outcome;
-    let (status, failed) = (report::status(outcome), report::failure_of(outcome));
-    tell_end(told.emitter, status, failed, &report::final_result(outcome));
-    if finish.next == NextJob::Leave {
-        // Another process may start the thread's next job at once, and its higher epoch would shut out our end.
-        worker.ports.sink.flush(LAST_EVENTS).await;
+    let result = finish.result.clone();
+    let answered = until_answered(worker, || worker.ports.store.finish(finish.clone())).await;
+    if let Err(Error::Store(store::Error::Fenced { .. })) = &answered {
+        // Whoever took the thread charged the job for our death; we live.
+        handback::refund(worker, &owned.claim).await;
     }
-    worker.announce(&finish.claim.thread_id);
-    count(&told, status);
-    if let Err(error) = publish(worker, &finish.result).await {
-        if let Some(next) = next {
-            // Told to hurry: the result is safe in the outbox, the next job is for others.
-            worker.ports.store.release(&next.claim).await?;
-        }
-        return Err(error);
-    }
-    Ok(Ended { next, failure: failed.cloned() })
+    let next = answered?.map(|claim| worker.keepalive.own(claim));
+    Ok(Stored { result, next })
 }
 
-fn count(told: &Told<'_>, status: &'static str) {
+fn count(report: &Report, elapsed: Duration) {
+    let status = report::status(&report.outcome);
     metrics::counter!(metric::JOBS, "status" => status).increment(1);
-    metrics::histogram!(metric::JOB_SECONDS).record(told.elapsed.as_secs_f64());
-    let duration_ms = u64::try_from(told.elapsed.as_millis()).unwrap_or(u64::MAX);
-    let steps = told.report.steps;
-    match report::failure_of(&told.report.outcome) {
+    metrics::histogram!(metric::JOB_SECONDS).record(elapsed.as_secs_f64());
+    let duration_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+    let steps = report.steps;
+    match report::failure_of(&report.outcome) {
         None => tracing::info!(status, duration_ms, steps, "job ended"),
         Some(Failure { code, message, node, .. }) => {
             let node = node.as_deref();
@@ -249,14 +379,19 @@ fn count(told: &Told<'_>, status: &'static str) {
     }
 }
 
-/// Calls the store until it answers; what was stored stays stored when an answer is lost.
-async fn until_answered<T, F>(worker: &Worker, stop: &Stop, call: impl Fn() -> F) -> Result<T, Error>
+/// Calls the store until it answers; what was stored stays stored when an answer is lost. Told to hurry, it leaves
+/// the end to others after a moment.
+async fn until_answered<T, F>(worker: &Worker, call: impl Fn() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, store::Error>>,
 {
     let mut pause = FIRST_PAUSE;
     loop {
-        match call().await {
+        let answered = tokio::select! {
+            answered = call() => answered,
+            () = hurried(worker) => Err(store::Error::Unavailable("no answer in time".into())),
+        };
+        match answered {
             Err(away @ store::Error::Unavailable(_)) => {
                 if worker.orders.hurry.is_cancelled() {
                     return Err(away.into());
@@ -267,13 +402,15 @@ where
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
-            reason = stop.told() => {
-                if reason == Reason::Fenced {
-                    tokio::time::sleep(pause).await;
-                }
-            }
+            () = worker.orders.hurry.cancelled() => {}
         }
     }
+}
+
+/// Resolves a moment after the process was told to hurry.
+async fn hurried(worker: &Worker) {
+    worker.orders.hurry.cancelled().await;
+    tokio::time::sleep(LAST_ANSWER).await;
 }
 
 /// Publishes a stored result until the broker confirms it, then notes that it did.
@@ -289,6 +426,12 @@ pub(super) async fn publish(worker: &Arc<Worker>, result: &StoredResult) -> Resu
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
+    note_published(worker, result).await;
+    Ok(())
+}
+
+/// What is left to do with a result that is in the results stream.
+pub(super) async fn note_published(worker: &Worker, result: &StoredResult) {
     if let Err(error) = worker.ports.store.mark_published(&result.job_id).await {
         // Harmless: whoever finds it unmarked publishes it again under the same id.
         tracing::warn!(code = error.code(), %error, "a published result could not be marked");
@@ -296,5 +439,4 @@ pub(super) async fn publish(worker: &Arc<Worker>, result: &StoredResult) -> Resu
     if let Some(sink) = worker.result_sink.clone() {
         worker.posts.post(sink, result.event.clone());
     }
-    Ok(())
 }

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::{
+    sync::Notify,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::Worker;
@@ -16,7 +19,7 @@ use crate::{
     ids::{Epoch, ThreadId},
     queue::Receipt,
     run::{Reason, Stop},
-    store::Claim,
+    store::{Claim, Renewed},
     telemetry::metric,
 };
 
@@ -25,6 +28,7 @@ use crate::{
 pub(super) struct Keepalive {
     held: Arc<Mutex<HashSet<Receipt>>>,
     claims: Claims,
+    look: Notify,
 }
 
 /// Owned claims. One that is ending has no stop: nobody needs to hear that it is over.
@@ -69,6 +73,18 @@ impl Keepalive {
         lock(&self.claims).len()
     }
 
+    /// Asks the store about all claims now: one of them is to be cancelled.
+    pub(super) fn look(&self) {
+        self.look.notify_one();
+    }
+
+    /// Tells every run to stop at its next boundary because the process ends.
+    pub(super) fn leave_all(&self) {
+        for stop in lock(&self.claims).values().flatten() {
+            stop.leave();
+        }
+    }
+
     /// Tells every run to stop because the process ends.
     pub(super) fn stop_all(&self) {
         for stop in lock(&self.claims).values().flatten() {
@@ -84,11 +100,17 @@ impl Keepalive {
         lock(&self.claims).keys().cloned().collect()
     }
 
-    /// Stops the runs of `asked` that the store did not renew.
-    fn stop_lost(&self, asked: &[(ThreadId, Epoch)], renewed: &[(ThreadId, Epoch)]) {
-        let renewed: HashSet<_> = renewed.iter().collect();
+    /// Stops the runs of `asked` that the store did not renew, and those that are to be cancelled.
+    fn stop_lost(&self, asked: &[(ThreadId, Epoch)], renewed: &[Renewed]) {
+        let kept: HashSet<_> = renewed.iter().map(|renewed| (&renewed.thread_id, renewed.epoch)).collect();
         let claims = lock(&self.claims);
-        for lost in asked.iter().filter(|claim| !renewed.contains(claim)) {
+        for Renewed { thread_id, epoch, cancel } in renewed {
+            let stop = claims.get(&(thread_id.clone(), *epoch)).and_then(Option::as_ref);
+            if let (Some(cancel), Some(stop)) = (cancel, stop) {
+                stop.because(Reason::Cancel(cancel.clone()));
+            }
+        }
+        for lost in asked.iter().filter(|(thread_id, epoch)| !kept.contains(&(thread_id, *epoch))) {
             if let Some(Some(stop)) = claims.get(lost) {
                 tracing::warn!(thread_id = %lost.0, epoch = lost.1.0, "the thread was claimed by somebody else");
                 stop.because(Reason::Fenced);
@@ -137,7 +159,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// messages be delivered again.
 pub(super) async fn renew_claims(worker: Arc<Worker>, end: CancellationToken) {
     let mut due = interval(worker.config.renew_every);
-    while end.run_until_cancelled(due.tick()).await.is_some() {
+    loop {
+        tokio::select! {
+            () = end.cancelled() => return,
+            _ = due.tick() => {}
+            () = worker.keepalive.look.notified() => {}
+        }
         let asked = worker.keepalive.claims();
         if asked.is_empty() {
             continue;

@@ -3,19 +3,28 @@
 //! **Invariant:** nothing but this module answers a delivery, and only one function in it (`settle.rs`) decides how.
 //! **Invariant:** a message is acked only after its job's result is in the results stream.
 
+mod budget;
 mod config;
+mod control;
 mod delivery;
 mod error;
+mod handback;
 mod job;
 mod keepalive;
+mod letter;
+mod parking;
 mod posts;
+mod repair;
 mod report;
+mod retention;
 mod retell;
 mod settle;
 mod turns;
+mod upkeep;
 
-pub use config::Config;
+pub use config::{Config, DAY};
 pub use error::Error;
+pub use parking::MAX_PARKED;
 
 use std::{
     collections::HashMap,
@@ -26,18 +35,20 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     ids::ThreadId,
     job as codec,
-    queue::{Delivery, Queue, ResultSink},
+    queue::{Delivery, PULL_BYTES, Queue, ResultSink},
     run::Ports,
-    telemetry::metric,
+    telemetry::{Gate, Limited, Reserved, metric},
 };
+use budget::Budget;
 use delivery::Arrived;
 use keepalive::Keepalive;
+use parking::Parking;
 use posts::Posts;
 use turns::Turns;
 
@@ -47,9 +58,8 @@ const PULL_BATCH: usize = 64;
 /// Wait after a failed pull or while Postgres is away: short beside any outage, long beside a round trip.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Messages held for threads that are busy. Each costs a few kilobytes and a look at the database per second;
-/// past this number they go back to the queue.
-const MAX_PARKED: usize = 256;
+/// The part of the grace period in which jobs may end by themselves: a third.
+const SHORT_WORK: u32 = 3;
 
 /// Runs jobs from a queue.
 pub struct Worker {
@@ -59,11 +69,16 @@ pub struct Worker {
     queue: Arc<dyn Queue>,
     ports: Arc<Ports>,
     result_sink: Option<Arc<dyn ResultSink>>,
-    slots: Arc<Semaphore>,
-    parking: Arc<Semaphore>,
+    slots: Gate,
+    budget: Budget,
+    parking: Parking,
+    /// The one place of jobs that are suspected to kill their process, so that one of them cannot take down many.
+    lane: Gate,
     keepalive: Keepalive,
     turns: Turns,
     posts: Posts,
+    /// Places of claims that wait to be given back.
+    returns: Arc<Semaphore>,
     /// Jobs and what they leave to do; a drain waits for all of them.
     tracker: TaskTracker,
     orders: Orders,
@@ -105,11 +120,14 @@ impl Worker {
     pub fn new(parts: Parts) -> Arc<Self> {
         let Parts { config, codec, public_url, queue, ports, result_sink, orders } = parts;
         Arc::new(Self {
-            slots: Arc::new(Semaphore::new(config.max_concurrent_jobs)),
-            parking: Arc::new(Semaphore::new(MAX_PARKED)),
+            slots: Gate::new(Limited::Slots, config.max_concurrent_jobs),
+            budget: Budget::new(config.max_bytes_in_flight),
+            parking: Parking::new(config.max_bytes_in_flight),
+            lane: Gate::new(Limited::Suspects, 1),
             keepalive: Keepalive::default(),
             turns: Turns::default(),
             posts: Posts::default(),
+            returns: Arc::new(Semaphore::new(handback::MOST)),
             tracker: TaskTracker::new(),
             store_away: AtomicBool::new(false),
             freed: Mutex::default(),
@@ -126,9 +144,17 @@ impl Worker {
 
     /// Takes and runs jobs until told to drain; returns when nothing is left to settle.
     pub async fn run(self: Arc<Self>) {
-        let (alive, end) = (TaskTracker::new(), CancellationToken::new());
+        // Duties end when the process drains; signs of life and what serves others end after the last job.
+        let (duties, alive, end) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
         alive.spawn(keepalive::renew_claims(self.clone(), end.clone()));
         alive.spawn(keepalive::report_progress(self.clone(), end.clone()));
+        alive.spawn(control::serve(self.clone(), end.clone()));
+        alive.spawn(control::hear(self.clone(), end.clone()));
+        duties.spawn(repair::reconcile(self.clone()));
+        duties.spawn(repair::hear_advisories(self.clone()));
+        duties.spawn(upkeep::sweep(self.clone()));
+        alive.spawn(upkeep::relay(self.clone(), end.clone()));
+        duties.spawn(retention::keep_tidy(self.clone()));
         while !self.orders.drain.is_cancelled() {
             let Some(permits) = self.free_slots().await else { break };
             if !self.store_answers().await {
@@ -143,23 +169,35 @@ impl Worker {
             }
         }
         self.drain().await;
+        duties.close();
+        duties.wait().await;
+        // A duty may have started a job in the moment in which the drain began: still renewed, it hands it back.
+        self.idle().await;
         end.cancel();
         alive.close();
         alive.wait().await;
     }
 
-    /// Waits for at least one free slot; `None` when the process drains.
-    async fn free_slots(&self) -> Option<Vec<OwnedSemaphorePermit>> {
+    /// Waits for at least one free slot, and for room for its message; `None` when the process drains.
+    async fn free_slots(&self) -> Option<Vec<Reserved>> {
+        // Room first: a slot held meanwhile could be the one that a parked message needs to make room.
+        let first = async {
+            self.budget.room().await;
+            self.slots.reserve().await
+        };
         let first = tokio::select! {
             () = self.orders.drain.cancelled() => return None,
-            permit = self.slots.clone().acquire_owned() => permit.ok()?,
+            slot = first => slot,
         };
-        let mut permits = vec![first];
-        while permits.len() < PULL_BATCH {
-            let Ok(permit) = self.slots.clone().try_acquire_owned() else { break };
-            permits.push(permit);
+        let mut slots = vec![first];
+        // Only this loop takes messages, so that there is room still.
+        let most = if self.budget.room().await < PULL_BYTES { 1 } else { PULL_BATCH };
+        while slots.len() < most {
+            // One is left to jobs whose owner has died, which come by no pull.
+            let Some(slot) = self.slots.try_reserve_but_last() else { break };
+            slots.push(slot);
         }
-        Some(permits)
+        Some(slots)
     }
 
     /// Pulling while Postgres is away would only burn deliveries.
@@ -175,24 +213,32 @@ impl Worker {
         answers
     }
 
-    fn start(self: &Arc<Self>, mut deliveries: Vec<Delivery>, permits: Vec<OwnedSemaphorePermit>) {
+    fn start(self: &Arc<Self>, mut deliveries: Vec<Delivery>, permits: Vec<Reserved>) {
         deliveries.sort_by_key(|delivery| delivery.stream_seq);
         for (delivery, permit) in deliveries.into_iter().zip(permits) {
             if delivery.deliveries > 1 {
                 metrics::counter!(metric::REDELIVERIES).increment(1);
             }
             let arrived = Arrived::new(self, delivery);
-            self.tracker.spawn(delivery::handle(self.clone(), arrived, permit));
+            self.tracker.spawn(delivery::handle(self.clone(), arrived, permit.take()));
         }
     }
 
-    /// Gives running jobs the grace period, then stops what is left; nothing stays unsettled.
+    /// Gives running jobs a part of the grace period to end, the rest to reach the next boundary of supersteps, then
+    /// stops what is left; nothing stays unsettled.
     async fn drain(&self) {
         tracing::info!(in_flight = self.keepalive.running(), "draining");
         let grace = self.config.shutdown_grace;
+        let short = grace / SHORT_WORK;
         tokio::select! {
             () = self.idle() => {}
-            () = tokio::time::sleep(grace) => tracing::warn!("the grace period is over, stopping running jobs"),
+            () = tokio::time::sleep(short) => tracing::info!("running jobs are handed on at their next superstep"),
+            () = self.orders.hurry.cancelled() => {}
+        }
+        self.keepalive.leave_all();
+        tokio::select! {
+            () = self.idle() => {}
+            () = tokio::time::sleep(grace - short) => tracing::warn!("the grace period is over, stopping running jobs"),
             () = self.orders.hurry.cancelled() => tracing::warn!("told to hurry, stopping running jobs"),
         }
         self.orders.hurry.cancel();
@@ -218,6 +264,15 @@ impl Worker {
         let waiting = held.unwrap_or_default();
         freed.insert(thread_id.clone(), Arc::downgrade(&waiting));
         waiting
+    }
+
+    /// Lets the owner of a thread hear at once that its job is to end; it would hear with its next renewal.
+    async fn tell_owner(&self, thread_id: &ThreadId) {
+        if self.keepalive.owned(thread_id).is_some() {
+            self.keepalive.look();
+        } else {
+            self.queue.notice(std::slice::from_ref(thread_id)).await;
+        }
     }
 
     /// Wakes whoever waits for the thread.

@@ -9,12 +9,16 @@ use super::Worker;
 use crate::{
     job::{Failure, Job, ResultEvent, Stamp, Totals, encode_result, with_dataref},
     run::{Outcome, Report},
-    store::{Claim, JobState, StoredResult},
+    store::{JobState, StoredResult},
+    stream::EntryId,
     value::Usage,
 };
 
 /// Code of a job that was given up because its attempts ended with their process.
 pub(super) const POISON: &str = "POISON";
+
+/// Code of a job whose message was delivered as often as the broker allows, before anybody could start it.
+pub(super) const MAX_DELIVERIES: &str = "MAX_DELIVERIES";
 
 /// A result on its way to the outbox.
 pub(super) struct Encoded {
@@ -24,18 +28,20 @@ pub(super) struct Encoded {
 }
 
 pub(super) fn totals(
-    claim: &Claim,
+    attempts: u32,
     report: &Report,
     usage_by_model: BTreeMap<String, Usage>,
     elapsed: Duration,
+    last_event: Option<EntryId>,
 ) -> Totals {
     Totals {
         usage_by_model,
         cost_usd: 0.0,
         duration_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
         steps: report.steps,
-        attempts: claim.attempt,
+        attempts,
         checkpoint_id: report.checkpoint_id.clone(),
+        last_event_id: last_event.map(|id| id.to_string()),
     }
 }
 
@@ -48,6 +54,7 @@ pub(super) fn result(worker: &Worker, job: &Job, report: &Report, numbers: &Tota
             ResultEvent::Interrupted { interrupts: interrupts.clone(), count: 1 }
         }
         Outcome::Failed(failure) => ResultEvent::Failed(failure.clone()),
+        Outcome::Cancelled(failure) => ResultEvent::Cancelled(failure.clone()),
     };
     let stamp = Stamp { ended_at: worker.ports.clock.now(), config: &worker.codec };
     let whole = encode_result(job, &event, numbers, stamp);
@@ -77,8 +84,11 @@ fn url_path(job_id: &str) -> String {
 pub(super) fn state(outcome: &Outcome) -> JobState {
     match outcome {
         Outcome::Completed(_) | Outcome::Interrupted(_) => JobState::Succeeded,
-        Outcome::Failed(failure) if failure.code == POISON => JobState::Dead,
+        Outcome::Failed(failure) if [POISON, MAX_DELIVERIES].contains(&failure.code.as_str()) => {
+            JobState::Dead
+        }
         Outcome::Failed(_) => JobState::Failed,
+        Outcome::Cancelled(_) => JobState::Cancelled,
     }
 }
 
@@ -87,12 +97,13 @@ pub(super) fn status(outcome: &Outcome) -> &'static str {
         Outcome::Completed(_) => "completed",
         Outcome::Interrupted(_) => "interrupted",
         Outcome::Failed(_) => "failed",
+        Outcome::Cancelled(_) => "cancelled",
     }
 }
 
 pub(super) fn failure_of(outcome: &Outcome) -> Option<&Failure> {
     match outcome {
-        Outcome::Failed(failure) => Some(failure),
+        Outcome::Failed(failure) | Outcome::Cancelled(failure) => Some(failure),
         Outcome::Completed(_) | Outcome::Interrupted(_) => None,
     }
 }
@@ -111,7 +122,7 @@ pub(super) fn final_result(outcome: &Outcome) -> Json {
             }
             result
         }
-        Outcome::Interrupted(_) | Outcome::Failed(_) => Json::Null,
+        Outcome::Interrupted(_) | Outcome::Failed(_) | Outcome::Cancelled(_) => Json::Null,
     }
 }
 

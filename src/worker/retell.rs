@@ -1,48 +1,52 @@
 //! The last events of a job whose process died after its end was durable and before its readers heard of it.
-
-use std::time::Duration;
+//!
+//! **Invariant:** they are told under the ids they would have had, so the server takes them once, whoever is first:
+//! the process that ended the job, late, or any that tells them again.
 
 use serde_json::Value as Json;
 
 use super::Worker;
 use crate::{
-    job::{Failure, Job},
-    run::tell_end,
-    store::StoredResult,
-    stream::{Claimed, Emitter, EntryId, EventType, LastEvent},
+    ids::{JobId, ThreadId},
+    job::Failure,
+    run::{tell_end, tell_interrupts},
+    stream::{Claimed, Emitter, EntryId},
 };
 
-/// Longest wait for events of this process that may be the missing ones.
-const FLUSH_LIMIT: Duration = Duration::from_secs(1);
-
-/// Tells the end of `job` from its stored result, if its stream does not end with it.
+/// Tells the end of a job from its stored result, if readers of its thread have not heard of it.
 ///
-/// Best effort, like all events: with the server away, readers ask for the result instead.
-pub(super) async fn end(worker: &Worker, job: &Job, stored: &StoredResult) {
-    worker.ports.sink.flush(FLUSH_LIMIT).await;
-    let Some(last) = worker.ports.sink.last(&job.thread_id).await else { return };
-    if last.job_id != job.job_id.as_str() || last.event_type == EventType::End.as_str() {
+/// Best effort, like all events: with a server away, readers ask for the result instead.
+pub(super) async fn end(worker: &Worker, job_id: &JobId) {
+    let Ok(Some(event)) = worker.ports.store.result(job_id).await else { return };
+    let event: Json = serde_json::from_slice(&event).unwrap_or_default();
+    let Some((claimed, end)) = claimed(&event) else { return };
+    let Some(last) = worker.ports.sink.last(&claimed.thread_id).await else { return };
+    if last.id.parse().is_ok_and(|last: EntryId| last >= end) {
         return;
     }
-    let body = worker.ports.store.result(&job.job_id).await.ok().flatten();
-    let event: Json =
-        serde_json::from_slice(&body.unwrap_or_else(|| stored.event.clone())).unwrap_or_default();
-    if let Some(emitter) = continued(worker, job, &last) {
-        let status = stored.subject.rsplit('.').next().unwrap_or_default();
-        let failure: Option<Failure> = serde_json::from_value(event["data"]["error"].clone()).ok();
-        tell_end(&emitter, status, failure.as_ref(), &event["data"]["result"]);
+    let data = &event["data"];
+    let failure: Option<Failure> = serde_json::from_value(data["error"].clone()).ok();
+    let interrupts = Some(&data["interrupts"]).filter(|interrupts| !interrupts.is_null());
+    let before_end = u64::from(failure.is_some()) + u64::from(interrupts.is_some());
+    let ports = &worker.ports;
+    let emitter = Emitter::new(ports.sink.clone(), ports.clock.clone(), claimed, ports.tokens)
+        .after(end.seq.saturating_sub(before_end + 1));
+    if let Some(interrupts) = interrupts {
+        tell_interrupts(&emitter, interrupts);
     }
+    let status = event["type"].as_str().and_then(|kind| kind.rsplit('.').next()).unwrap_or_default();
+    tell_end(&emitter, status, failure.as_ref(), &data["result"]);
 }
 
-/// An emitter that goes on where the dead process stopped.
-fn continued(worker: &Worker, job: &Job, last: &LastEvent) -> Option<Emitter> {
-    let id: EntryId = last.id.parse().ok()?;
+/// The claim under which the job ended, and the id of its last event; none when it never started.
+fn claimed(event: &Json) -> Option<(Claimed, EntryId)> {
+    let data = &event["data"];
+    let end: EntryId = data["last_event_id"].as_str()?.parse().ok()?;
     let claimed = Claimed {
-        thread_id: job.thread_id.clone(),
-        job_id: job.job_id.clone(),
-        epoch: id.epoch,
-        attempt: last.attempt,
+        thread_id: ThreadId::parse(data["thread_id"].as_str()?).ok()?,
+        job_id: JobId::parse(data["job_id"].as_str()?).ok()?,
+        epoch: end.epoch,
+        attempt: data["attempts"].as_u64().and_then(|attempts| u32::try_from(attempts).ok())?,
     };
-    let ports = &worker.ports;
-    Some(Emitter::new(ports.sink.clone(), ports.clock.clone(), claimed, ports.tokens).after(id.seq))
+    Some((claimed, end))
 }

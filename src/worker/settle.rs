@@ -11,6 +11,10 @@ const BASE: Duration = Duration::from_secs(1);
 /// Longest such wait: an outage that lasts longer is looked at twice a minute.
 const LONGEST: Duration = Duration::from_secs(30);
 
+/// First and longest wait of a message that found no place: its job is known to the store and runs in its turn
+/// whether the message is here or not. So long that the deliveries a message has (100) last for hours.
+const CROWDED: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
+
 /// What becomes of a delivery after `result`. `deliveries` counts from 1.
 pub(super) fn settle(result: &Result<(), Error>, deliveries: u64) -> Settlement {
     match result {
@@ -23,15 +27,17 @@ pub(super) fn settle(result: &Result<(), Error>, deliveries: u64) -> Settlement 
             | store::Error::Refused(_)
             | store::Error::Corrupt { .. }
             | store::Error::Unstorable { .. }
+            | store::Error::TooLarge { .. }
             | store::Error::Migration(_),
         ))
-        | Err(Error::Queue(_) | Error::Crowded) => Settlement::Nak(backoff(deliveries)),
+        | Err(Error::Queue(_)) => Settlement::Nak(backoff((BASE, LONGEST), deliveries)),
+        Err(Error::Crowded) => Settlement::Nak(backoff(CROWDED, deliveries)),
     }
 }
 
-fn backoff(deliveries: u64) -> Duration {
+fn backoff((first, longest): (Duration, Duration), deliveries: u64) -> Duration {
     let doublings = u32::try_from(deliveries.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
-    BASE.saturating_mul(2_u32.saturating_pow(doublings)).min(LONGEST)
+    first.saturating_mul(2_u32.saturating_pow(doublings)).min(longest)
 }
 
 #[cfg(test)]
@@ -51,5 +57,7 @@ mod tests {
         assert_eq!(settle(&Err(away()), 1), Settlement::Nak(Duration::from_secs(1)));
         assert_eq!(settle(&Err(away()), 4), Settlement::Nak(Duration::from_secs(8)));
         assert_eq!(settle(&Err(away()), u64::MAX), Settlement::Nak(LONGEST));
+        assert_eq!(settle(&Err(Error::Crowded), 3), Settlement::Nak(Duration::from_secs(8)));
+        assert_eq!(settle(&Err(Error::Crowded), 99), Settlement::Nak(Duration::from_secs(300)));
     }
 }
