@@ -58,6 +58,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let state = http::State {
         queue: nats.clone(),
         jobs: store.clone(),
+        records: store.clone(),
+        job_timeout: config.worker.job_timeout,
         sink: sink.clone(),
         metrics: metrics.clone(),
         draining: orders.drain.clone(),

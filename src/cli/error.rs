@@ -2,6 +2,7 @@
 
 use std::{io, process::ExitCode};
 
+use super::drain;
 use crate::{config, queue, store, stream::dragonfly, telemetry};
 
 /// How a command ended; scripts read it. Code 2 is wrong usage, which clap answers.
@@ -59,6 +60,17 @@ pub(super) enum Error {
     /// The database.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// An executor refused a request.
+    #[error("{message}")]
+    Control {
+        /// The executor's code.
+        code: String,
+        /// Its sentence.
+        message: String,
+    },
+    /// A process was not ended.
+    #[error(transparent)]
+    Drain(#[from] drain::Error),
     /// `serve` ended.
     #[error(transparent)]
     App(anyhow::Error),
@@ -83,6 +95,12 @@ pub(super) enum Error {
     /// No result came.
     #[error("no result came within {0} s; the job may still run")]
     NoResult(u64),
+    /// There is no such dead letter.
+    #[error("there is no dead letter {0}")]
+    NoLetter(i64),
+    /// Nobody has said yes.
+    #[error("nothing was changed: {0} letters would be discarded")]
+    Unconfirmed(usize),
     /// Standard output cannot be written.
     #[error("standard output cannot be written")]
     Output(#[from] io::Error),
@@ -112,23 +130,32 @@ impl Error {
             | Self::Telemetry(_)
             | Self::Queue(_)
             | Self::Store(_)
+            | Self::Control { .. }
+            | Self::Drain(_)
             | Self::File { .. }
             | Self::Request { .. }
             | Self::Stream(_)
             | Self::NoResult(_)
+            | Self::NoLetter(_)
+            | Self::Unconfirmed(_)
             | Self::Output(_) => causes(self),
         };
         self.code().map(|code| format!("[{code}] {text}")).unwrap_or(text)
     }
 
-    fn code(&self) -> Option<&'static str> {
+    fn code(&self) -> Option<&str> {
         match self {
             Self::Config(error) => Some(error.code()),
             Self::Telemetry(error) => Some(error.code()),
             Self::Queue(error) => Some(error.code()),
             Self::Store(error) => Some(error.code()),
             Self::App(error) => code_within(error),
-            Self::File { .. } | Self::Output(_) => None,
+            Self::Control { code, .. } => Some(code),
+            Self::Drain(_)
+            | Self::File { .. }
+            | Self::NoLetter(_)
+            | Self::Unconfirmed(_)
+            | Self::Output(_) => None,
             Self::Request { .. } => Some("BAD_REQUEST"),
             Self::Stream(error) => Some(error.code()),
             Self::NoResult(_) => Some("NO_RESULT"),
@@ -155,8 +182,17 @@ impl Error {
             Self::NoResult(_) => {
                 Some("`agent-executor tail THREAD` goes on watching; submitting again is safe")
             }
+            Self::NoLetter(_) => {
+                Some("`agent-executor dlq list --all` shows those that are kept, old ones are removed")
+            }
+            Self::Unconfirmed(_) => Some("add --yes to do it"),
+            Self::Queue(queue::Error::NoExecutor) => {
+                Some("start one with `agent-executor serve`, or let this command reach Postgres")
+            }
             Self::Queue(queue::Error::Refused(_) | queue::Error::Unusable { .. })
             | Self::Store(_)
+            | Self::Control { .. }
+            | Self::Drain(_)
             | Self::Telemetry(_)
             | Self::App(_)
             | Self::File { .. }

@@ -6,6 +6,8 @@ use std::io::{self, Write};
 
 use serde_json::Value as Json;
 
+use crate::stream::dragonfly::Notice;
+
 /// Most characters of a tool's input or output in its line.
 const MAX_SHOWN_CHARS: usize = 160;
 
@@ -50,6 +52,15 @@ impl<W: Write> Painter<W> {
         self.out.flush()
     }
 
+    /// Says what is missing.
+    pub(super) fn notice(&mut self, notice: &Notice) -> io::Result<()> {
+        match self.format {
+            Format::Json => writeln!(self.out, "{}", notice.json())?,
+            Format::Text => self.line(&format!("⚠ {notice}"))?,
+        }
+        self.out.flush()
+    }
+
     /// Ends the line the cursor stands in, if it does.
     pub(super) fn end_line(&mut self) -> io::Result<()> {
         if self.open.take().is_some() {
@@ -81,8 +92,9 @@ fn line(event: &Json) -> Option<String> {
     let data = &event["data"];
     let line = match event["event_type"].as_str().unwrap_or_default() {
         "on_attempt_start" => {
-            let resumed = data["resumed_from"].as_str().map(|id| format!(", from checkpoint {id}"));
-            format!("▶ attempt {}{}", shown(&data["attempt"]), resumed.unwrap_or_default())
+            let resumed = data["resumed_from"].as_str().map(|id| format!(", from checkpoint {}", short(id)));
+            let again = if data["supersedes"].is_object() { "; text after that may come again" } else { "" };
+            format!("▶ attempt {}{}{again}", shown(&data["attempt"]), resumed.unwrap_or_default())
         }
         "on_tool_start" => {
             format!("→ {} calls {} {}", origin(event), shown(&data["tool_name"]), shown(&data["tool_input"]))

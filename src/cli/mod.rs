@@ -3,7 +3,11 @@
 //! **Invariant:** standard output carries a command's answer and nothing else; progress, logs and errors go to
 //! standard error.
 
+mod cancel;
 mod config;
+mod dlq;
+mod doctor;
+mod drain;
 mod error;
 mod events;
 mod migrate;
@@ -30,6 +34,9 @@ Examples:
   agent-executor validate graph-definitions/*.json   check definitions
   agent-executor submit request.json --follow        run one job and watch it
   agent-executor tail thread-1 --until-end           watch a thread
+  agent-executor cancel job-1 --reason 'no need'     stop a job
+  agent-executor doctor --repair                     see what is wrong, and mend it
+  agent-executor dlq list                            what could not be run, and why
 
 Exit codes:
   0 done, job completed    1 error    2 wrong usage    3 job failed    4 job interrupted    5 job cancelled
@@ -65,10 +72,18 @@ struct Settings {
 enum Command {
     /// Take jobs from the queue and run them until SIGTERM
     Serve(serve::Arguments),
+    /// End a running `serve` and wait until it has handed its jobs back
+    Drain(drain::Arguments),
     /// Store a request in the queue, and watch its job on request
     Submit(submit::Arguments),
     /// Print the events of a thread, from the beginning of its stream and live
     Tail(tail::Arguments),
+    /// Ask whichever executor has a job, or a thread's jobs, to stop
+    Cancel(cancel::Arguments),
+    /// Say what is wrong with the servers and the jobs, and mend it on request
+    Doctor(doctor::Arguments),
+    /// Look at dead letters, send them again or discard them
+    Dlq(dlq::Arguments),
     /// Check agent definitions or requests and list every mistake
     Validate(validate::Arguments),
     /// Create or update the tables in Postgres
@@ -102,8 +117,12 @@ async fn dispatch(cli: Cli) -> Result<Exit, Error> {
     let Cli { settings, command } = cli;
     match command {
         Command::Serve(arguments) => serve::run(settings.load(arguments.flags())?).await,
+        Command::Drain(arguments) => Ok(drain::run(&arguments).await?),
         Command::Submit(arguments) => submit::run(&settings.for_terminal()?, &arguments).await,
         Command::Tail(arguments) => tail::run(&settings.for_terminal()?, &arguments).await,
+        Command::Cancel(arguments) => cancel::run(&settings.for_terminal()?, &arguments).await,
+        Command::Doctor(arguments) => doctor::run(&settings.for_terminal()?, &arguments).await,
+        Command::Dlq(arguments) => dlq::run(&settings.for_terminal()?, &arguments).await,
         Command::Validate(arguments) => validate::run(&settings.for_terminal()?, &arguments),
         Command::Migrate(arguments) => migrate::run(&settings.for_terminal()?, &arguments).await,
         Command::Config(arguments) => config::run(&arguments, || settings.load(Vec::new())),

@@ -24,7 +24,7 @@ use crate::{
     },
     stream::{
         EventType,
-        dragonfly::{self, ReadEvent, Reader},
+        dragonfly::{self, Followed, ReadEvent, Reader},
     },
 };
 
@@ -119,7 +119,7 @@ fn receipt(format: Format, job: &Job, seq: u64) -> Result<(), Error> {
     Ok(())
 }
 
-type Events = BoxStream<'static, Result<ReadEvent, dragonfly::Error>>;
+type Events = BoxStream<'static, Result<Followed, dragonfly::Error>>;
 
 /// What is listened to: the events, when their server is there, and the results.
 struct Watch {
@@ -157,14 +157,16 @@ async fn follow(mut watch: Watch, job: &Job, arguments: &Arguments) -> Result<Ex
     let mut progress = Progress::show("waiting for a worker");
     let limit = arguments.timeout.map(Duration::from_secs);
     let mut deadline = limit.map(|limit| Instant::now() + limit);
-    let (mut ended, mut result) = (None, None);
+    let (mut ended, mut result, mut heard) = (None, None, false);
     while ended.is_none() || result.is_none() {
         let next_event = OptionFuture::from(watch.events.as_mut().map(StreamExt::next));
         let too_late = OptionFuture::from(deadline.map(sleep_until));
         tokio::select! {
             Some(event) = next_event => match event {
-                Some(Ok(event)) => {
-                    progress.take();
+                // What is missing before the first event is of jobs that came before.
+                Some(Ok(Followed::Notice(notice))) => if heard { painter.notice(&notice)? },
+                Some(Ok(Followed::Event(event))) => {
+                    (progress, heard) = (None, true);
                     if let Some(status) = paint(&mut painter, &event, job)? {
                         ended = Some(status);
                         deadline = Some(Instant::now() + LAG);
@@ -217,7 +219,9 @@ fn ours(next: Result<(String, Bytes), queue::Error>, job: &Job) -> Result<Option
             tracing::warn!(%reason, "results are not available for a moment");
             return Ok(None);
         }
-        Err(error @ (queue::Error::Refused(_) | queue::Error::Unusable { .. })) => return Err(error.into()),
+        Err(
+            error @ (queue::Error::Refused(_) | queue::Error::Unusable { .. } | queue::Error::NoExecutor),
+        ) => return Err(error.into()),
     };
     let is_ours =
         serde_json::from_slice(&event).is_ok_and(|found: Event| found.subject == job.job_id.as_str());

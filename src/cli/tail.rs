@@ -13,7 +13,10 @@ use super::{
 use crate::{
     config::Config,
     ids::ThreadId,
-    stream::{EntryId, EventType, dragonfly::Reader},
+    stream::{
+        EntryId, EventType,
+        dragonfly::{Followed, Reader},
+    },
 };
 
 const EXAMPLES: &str = "\
@@ -31,7 +34,7 @@ pub(super) struct Arguments {
     /// Begin after the event with this id (`<epoch>-<seq>`)
     #[arg(long, value_name = "ID")]
     from: Option<EntryId>,
-    /// Print each event as it came, one JSON object per line
+    /// Print each event as it came, one JSON object per line; where some are missing, an object with `notice`
     #[arg(long)]
     json: bool,
     /// Stop after the first end of a job
@@ -46,8 +49,14 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> Result<Exit, 
     let format = if arguments.json { Format::Json } else { Format::Text };
     let mut painter = Painter::new(std::io::stdout(), format);
     let mut events = pin!(reader.follow(&arguments.thread_id, arguments.from));
-    while let Some(event) = events.next().await {
-        let event = event?;
+    while let Some(followed) = events.next().await {
+        let event = match followed? {
+            Followed::Event(event) => event,
+            Followed::Notice(notice) => {
+                painter.notice(&notice)?;
+                continue;
+            }
+        };
         painter.paint(event.json.as_bytes())?;
         if arguments.until_end && event.event_type == EventType::End.as_str() {
             break;

@@ -17,7 +17,12 @@ use super::{
     value::Value,
 };
 use crate::{
-    graph, http, job, model, queue::nats, store::postgres, stream, stream::dragonfly, telemetry, tool, worker,
+    graph, http, job, model,
+    queue::nats,
+    store::{self, postgres},
+    stream,
+    stream::dragonfly,
+    telemetry, tool, worker,
 };
 
 /// Times that fit into a term: two may be lost before it ends.
@@ -59,6 +64,12 @@ impl Settings {
             unreachable!("{name} is no count with a default")
         };
         *count
+    }
+
+    /// Days; 0 is for ever.
+    fn days(&self, name: &str) -> Option<Duration> {
+        let days = u32::try_from(self.count(name)).expect("the table's limits fit");
+        (days > 0).then_some(worker::DAY * days)
     }
 
     fn size(&self, name: &str) -> usize {
@@ -169,11 +180,19 @@ fn worker(settings: &Settings) -> worker::Config {
     let most = worker::Config::default();
     worker::Config {
         max_concurrent_jobs: settings.size("MAX_CONCURRENT_JOBS"),
+        max_bytes_in_flight: settings.size("MAX_BYTES_IN_FLIGHT"),
         job_timeout: settings.span("JOB_TIMEOUT_SECONDS"),
         shutdown_grace: settings.span("SHUTDOWN_GRACE_SECONDS"),
         progress_every: settings.span("NATS_ACK_WAIT_SECONDS") / PER_TERM,
         renew_every: most.renew_every.min(settings.span("LEASE_SECONDS") / PER_TERM),
+        reconcile_every: most.reconcile_every,
+        // The broker has had its time to deliver a message again.
+        lingering: most.lingering.max(settings.span("NATS_ACK_WAIT_SECONDS") * PER_TERM),
         k_sink: settings.address("K_SINK"),
+        retention: store::Retention {
+            jobs: settings.days("RETENTION_JOBS_DAYS"),
+            dead_letters: settings.days("RETENTION_DEAD_LETTERS_DAYS"),
+        },
         pod: settings.text("POD_NAME"),
     }
 }
@@ -191,9 +210,14 @@ fn nats(settings: &Settings) -> nats::Config {
         consumer: settings.text("NATS_CONSUMER"),
         results_stream: settings.text("NATS_RESULTS_STREAM"),
         dlq_stream: settings.text("NATS_DLQ_STREAM"),
+        advisories_stream: settings.text("NATS_ADVISORIES_STREAM"),
         provision,
         replicas: settings.size("NATS_STREAM_REPLICAS"),
         ack_wait: settings.span("NATS_ACK_WAIT_SECONDS"),
+        needs: nats::Needs {
+            ack_wait: settings.span("LEASE_SECONDS"),
+            ack_pending: settings.size("MAX_CONCURRENT_JOBS") + worker::MAX_PARKED,
+        },
     }
 }
 
@@ -221,6 +245,7 @@ fn postgres(settings: &Settings) -> postgres::Config {
         max_connections: u32::try_from(settings.count("POSTGRES_MAX_CONNECTIONS")).expect("at most 1,000"),
         commit_connections: settings.size("POSTGRES_COMMIT_CONNECTIONS"),
         lease: settings.span("LEASE_SECONDS"),
+        max_state_bytes: settings.size("MAX_STATE_BYTES"),
         max_crashes: i32::try_from(settings.count("MAX_CRASHES")).expect("at most 100"),
         statement_timeout: settings.span("POSTGRES_STATEMENT_TIMEOUT_SECONDS"),
         statements,
@@ -273,6 +298,7 @@ fn models(settings: &Settings) -> model::Config {
             idle: settings.span("MODEL_IDLE_TIMEOUT_SECONDS"),
             call: settings.span("MODEL_CALL_TIMEOUT_SECONDS"),
         },
+        max_concurrent: settings.size("MODEL_MAX_CONCURRENT"),
         ..model::Config::default()
     };
     config.providers.insert("openai".to_owned(), openai);
@@ -308,6 +334,7 @@ fn tools(settings: &Settings, problems: &mut Vec<Problem>) -> tool::Config {
         secrets: settings.list("HTTP_TOOL_SECRETS").into_iter().filter_map(secret).collect(),
         max_timeout: settings.span("HTTP_TOOL_TIMEOUT_SECONDS"),
         max_response_bytes: settings.count("HTTP_TOOL_MAX_RESPONSE_BYTES"),
+        max_concurrent: settings.size("TOOL_MAX_CONCURRENT"),
     }
 }
 
@@ -325,6 +352,23 @@ fn variable(list: &str, suffix: &str, name: &str) -> String {
     let mut families = table::FAMILIES.iter();
     let family = families.find(|family| family.list == list && family.suffix == suffix);
     family.expect("compose asks only for families of the table").variable(name)
+}
+
+/// What a request may be must have its place in the bounds around it.
+fn sizes(config: &Config, refuse: &mut impl FnMut(bool, &[&str], String)) {
+    let request = config.job.max_request_bytes;
+    refuse(
+        config.worker.max_bytes_in_flight < request,
+        &["MAX_BYTES_IN_FLIGHT", "MAX_REQUEST_BYTES"],
+        format!("must not be less than MAX_REQUEST_BYTES, {request}: one request would use it up"),
+    );
+    refuse(
+        config.postgres.max_state_bytes < request,
+        &["MAX_STATE_BYTES", "MAX_REQUEST_BYTES"],
+        format!(
+            "must not be less than MAX_REQUEST_BYTES, {request}: the input of a job is part of its state"
+        ),
+    );
 }
 
 /// Settings that make sense alone but not together.
@@ -355,6 +399,12 @@ fn relations(config: &Config, problems: &mut Vec<Problem>) {
             "must not be more than NATS_ACK_WAIT_SECONDS, {ack_wait:?}: a redelivery would find a dead owner"
         ),
     );
+    refuse(
+        worker.retention.jobs.is_some_and(|kept| kept < nats::RESULTS_MAX_AGE),
+        &["RETENTION_JOBS_DAYS"],
+        "must be 0 or at least 7: results stay in their stream that long, and large ones refer to the job's row"
+            .to_owned(),
+    );
     let timeouts = config.models.timeouts;
     refuse(
         timeouts.call < timeouts.first_byte || timeouts.call < timeouts.idle,
@@ -366,6 +416,7 @@ fn relations(config: &Config, problems: &mut Vec<Problem>) {
         &["MAX_DEFINITION_BYTES", "MAX_REQUEST_BYTES"],
         "must not be more than MAX_REQUEST_BYTES: a definition comes inside a request".to_owned(),
     );
+    sizes(config, &mut refuse);
     for problem in config.nats.problems() {
         refuse(true, &["NATS settings:"], problem);
     }

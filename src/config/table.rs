@@ -54,6 +54,9 @@ const BYTES: Kind = Kind::Count(1, 64 << 20);
 /// Any number that is still a number of things in one process.
 const NUMBER: Kind = Kind::Count(1, 1_000_000);
 
+/// Up to ten years.
+const DAYS: Kind = Kind::Count(0, 3_650);
+
 /// Every setting, in the order people meet them.
 pub(super) static TABLE: &[Setting] = &[
     // Queue
@@ -76,6 +79,12 @@ pub(super) static TABLE: &[Setting] = &[
     setting("NATS_CONSUMER", Kind::Name, "agent-executor-workers", "Durable pull consumer of that stream"),
     setting("NATS_RESULTS_STREAM", Kind::Name, "AGENT_RESULTS", "Stream of results"),
     setting("NATS_DLQ_STREAM", Kind::Name, "AGENT_DLQ", "Stream of dead letters"),
+    setting(
+        "NATS_ADVISORIES_STREAM",
+        Kind::Name,
+        "AGENT_ADVISORIES",
+        "Stream of what NATS says about messages it gave up",
+    ),
     setting("NATS_PROVISION", Kind::Flag, "true", "Create missing streams and the consumer at start"),
     setting("NATS_STREAM_REPLICAS", Kind::Count(1, 5), "1", "Copies of each message in created streams"),
     setting(
@@ -164,14 +173,33 @@ pub(super) static TABLE: &[Setting] = &[
     setting("MODEL_FIRST_BYTE_TIMEOUT_SECONDS", WAIT, "60", "Time from then to the first piece of an answer"),
     setting("MODEL_IDLE_TIMEOUT_SECONDS", WAIT, "30", "Time from one piece of an answer to the next"),
     setting("MODEL_CALL_TIMEOUT_SECONDS", WAIT, "600", "Time for a whole answer"),
+    setting("MODEL_MAX_CONCURRENT", NUMBER, "512", "Model calls at once in one process; others wait"),
     // Tools
     setting("HTTP_TOOL_ALLOWED_HOSTS", Kind::List, "", "Hosts HTTP tools may call; `*` for all"),
     setting("HTTP_TOOL_ALLOW_PRIVATE", Kind::Flag, "false", "Let HTTP tools call private addresses"),
     setting("HTTP_TOOL_TIMEOUT_SECONDS", WAIT, "60", "Most time for one request of an HTTP tool"),
     setting("HTTP_TOOL_MAX_RESPONSE_BYTES", BYTES, "1048576", "Most bytes read of an answer to an HTTP tool"),
     setting("HTTP_TOOL_SECRETS", Kind::List, "", "Names of secrets for HTTP tools; see the families below"),
+    setting(
+        "TOOL_MAX_CONCURRENT",
+        NUMBER,
+        "256",
+        "Requests of HTTP tools at once in one process; others wait",
+    ),
     // Worker
     setting("MAX_CONCURRENT_JOBS", Kind::Count(1, 5_000), "100", "Jobs at once in one process"),
+    setting(
+        "MAX_BYTES_IN_FLIGHT",
+        Kind::Count(1, 64 << 30),
+        "268435456",
+        "Bytes of messages held at once in one process; beyond it no more are taken",
+    ),
+    setting(
+        "MAX_STATE_BYTES",
+        Kind::Count(1, 512 << 20),
+        "33554432",
+        "Most that a superstep may change of the state",
+    ),
     setting("JOB_TIMEOUT_SECONDS", WAIT, "1800", "Time for a job that asks for no other"),
     setting(
         "SHUTDOWN_GRACE_SECONDS",
@@ -179,6 +207,13 @@ pub(super) static TABLE: &[Setting] = &[
         "25",
         "Time for running jobs after SIGTERM",
     ),
+    setting(
+        "RETENTION_JOBS_DAYS",
+        DAYS,
+        "7",
+        "Days a job is remembered after its end, with its result; 0 for ever, else at least 7",
+    ),
+    setting("RETENTION_DEAD_LETTERS_DAYS", DAYS, "30", "Days a dead letter is kept in Postgres; 0 for ever"),
     setting("POD_NAME", Kind::Text, "agent-executor", "Name of this process in logs and leases")
         .aka(&["HOSTNAME"]),
     // Definitions

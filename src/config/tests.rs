@@ -245,6 +245,7 @@ fn what_cannot_be_read_does_not_hide_what_does_not_fit_together() {
 fn settings_that_contradict_each_other_are_refused() {
     let text = refused(&environment(&[
         ("LEASE_SECONDS", "60"),
+        ("RETENTION_JOBS_DAYS", "3"),
         ("MODEL_CALL_TIMEOUT_SECONDS", "10"),
         ("MAX_DEFINITION_BYTES", "2000000"),
         ("NATS_SUBMIT_SUBJECT", "elsewhere"),
@@ -252,14 +253,35 @@ fn settings_that_contradict_each_other_are_refused() {
         ("HTTP_TOOL_ALLOWED_HOSTS", "a b c/d"),
     ]));
     expect![[r#"
-        6 settings cannot be used
+        7 settings cannot be used
           LISTEN_ADDRESS must be an IP address such as 0.0.0.0 or ::
           HTTP_TOOL_ALLOWED_HOSTS cannot be used: 'c/d' is no host; write api.example.com, *.example.com or *
           LEASE_SECONDS must not be more than NATS_ACK_WAIT_SECONDS, 30s: a redelivery would find a dead owner
+          RETENTION_JOBS_DAYS must be 0 or at least 7: results stay in their stream that long, and large ones refer to the job's row
           MODEL_CALL_TIMEOUT_SECONDS must not be less than the time to the first piece or between two
           MAX_DEFINITION_BYTES must not be more than MAX_REQUEST_BYTES: a definition comes inside a request
           NATS settings: requests are published on "elsewhere", which is not among "agent.execute.>""#]]
     .assert_eq(&text);
+}
+
+#[test]
+fn bounds_must_have_room_for_what_they_bound() {
+    let text = refused(&environment(&[
+        ("MAX_REQUEST_BYTES", "50000000"),
+        ("MAX_BYTES_IN_FLIGHT", "1000000"),
+        ("MAX_STATE_BYTES", "2000000"),
+    ]));
+    expect![[r#"
+        2 settings cannot be used
+          MAX_BYTES_IN_FLIGHT must not be less than MAX_REQUEST_BYTES, 50000000: one request would use it up
+          MAX_STATE_BYTES must not be less than MAX_REQUEST_BYTES, 50000000: the input of a job is part of its state"#]]
+    .assert_eq(&text);
+}
+
+#[test]
+fn what_the_consumer_must_allow_follows_from_lease_and_slots() {
+    let needs = load(&[("LEASE_SECONDS", "7"), ("MAX_CONCURRENT_JOBS", "1000")]).nats.needs;
+    assert_eq!((needs.ack_wait, needs.ack_pending), (Duration::from_secs(7), 1256));
 }
 
 #[test]

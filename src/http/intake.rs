@@ -15,14 +15,19 @@ use tokio::time::timeout;
 
 use super::{State as Doors, refusal::Refusal};
 use crate::{
+    job::Job,
     queue::{self, Submission},
     run,
+    store::Record,
 };
 
 /// Longest time for a body to arrive; slower senders hold memory for nothing.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
-/// Longest wait for the broker to confirm; callers of HTTP give up soon after.
-const SUBMIT_LIMIT: Duration = Duration::from_secs(10);
+/// Longest wait for the database to hear of a request first; without it the broker alone keeps it.
+const RECORD_LIMIT: Duration = Duration::from_secs(1);
+/// Longest wait for the broker to confirm; callers of HTTP give up soon after. Shorter than the ten seconds after
+/// which a recorded job without a message is run.
+const SUBMIT_LIMIT: Duration = Duration::from_secs(8);
 /// Headers that belong to the request rather than to its way here; `ce-` ones do too.
 const KEPT_HEADERS: [&str; 3] = ["content-type", "traceparent", "tracestate"];
 
@@ -41,10 +46,48 @@ pub(super) async fn submit(State(doors): State<Doors>, request: Request) -> Resu
     let checked = run::check(&headers, &payload, &doors.job, &doors.limits);
     let job = checked.map_err(|rejected| Refusal::bad_request(rejected.message, rejected.details))?.job;
     let submission = Submission { job_id: job.job_id.to_string(), headers, payload };
-    store(&doors, &submission).await?;
+    let is_recorded = record(&doors, &job).await;
+    if let Err(refusal) = store(&doors, &submission).await {
+        if is_recorded {
+            forget(&doors, &job).await;
+        }
+        return Err(refusal);
+    }
     tracing::info!(job_id = %job.job_id, thread_id = %job.thread_id, "request stored");
     let (job_id, thread_id) = (job.job_id.as_str(), job.thread_id.as_str());
     Ok((StatusCode::ACCEPTED, Json(Accepted { job_id, thread_id, status: "queued" })).into_response())
+}
+
+/// Lets the database know the job before the broker has it: a message that a broker confirms and loses is run all the
+/// same. Whether this call made it known; best effort, because the broker's word is enough to accept a request.
+async fn record(doors: &Doors, job: &Job) -> bool {
+    let record = Record {
+        job_id: job.job_id.clone(),
+        thread_id: job.thread_id.clone(),
+        stream_seq: None,
+        multitask_strategy: job.multitask_strategy.as_str(),
+        request: serde_json::to_vec(job).expect("a job came from JSON").into(),
+        timeout: job.config.timeout().unwrap_or(doors.job_timeout),
+    };
+    match timeout(RECORD_LIMIT, doors.records.record(&record)).await {
+        Ok(Ok(is_new)) => is_new,
+        Ok(Err(error)) => {
+            tracing::warn!(job_id = %job.job_id, code = error.code(), %error, "a request is not recorded first");
+            false
+        }
+        Err(_) => {
+            tracing::warn!(job_id = %job.job_id, "a request is not recorded first: no answer in time");
+            // It may have been all the same.
+            true
+        }
+    }
+}
+
+/// Takes the record back. A message that the broker has stored in spite of its silence makes the job known again.
+async fn forget(doors: &Doors, job: &Job) {
+    if !matches!(timeout(RECORD_LIMIT, doors.records.forget(&job.job_id)).await, Ok(Ok(()))) {
+        tracing::warn!(job_id = %job.job_id, "a refused request stays recorded and may run");
+    }
 }
 
 async fn read(body: Body, limit: usize) -> Result<Bytes, Refusal> {

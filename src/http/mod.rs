@@ -28,7 +28,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::{graph, job, queue::Queue, store::Jobs, stream::Sink, telemetry::PrometheusHandle};
+use crate::{
+    graph, job,
+    queue::Queue,
+    store::{Jobs, Upkeep},
+    stream::Sink,
+    telemetry::PrometheusHandle,
+};
 
 /// How long open connections may go on after a request to stop; probes and submits are short.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
@@ -57,6 +63,10 @@ pub struct State {
     pub queue: Arc<dyn Queue>,
     /// Keeps results.
     pub jobs: Arc<dyn Jobs>,
+    /// Hears of requests before the broker does.
+    pub records: Arc<dyn Upkeep>,
+    /// How long a job may take that does not say.
+    pub job_timeout: Duration,
     /// Only asked whether it lives.
     pub sink: Arc<dyn Sink>,
     /// The metrics of the process.

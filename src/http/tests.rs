@@ -1,6 +1,6 @@
 //! The doors from outside, with the in-memory twins behind them.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, to_bytes},
@@ -21,7 +21,7 @@ use crate::{
     job,
     queue::{self, Queue},
     store::{
-        Finish, JobState, Jobs, NextJob, Offer, StoredResult, Verdict,
+        Finish, JobState, Jobs, NextJob, Offer, StoredResult, Upkeep, Verdict,
         memory::{self, MemoryStore},
     },
     stream, telemetry,
@@ -39,6 +39,8 @@ fn house() -> House {
     let state = State {
         queue: queue.clone(),
         jobs: store.clone(),
+        records: store.clone(),
+        job_timeout: Duration::from_secs(1800),
         sink: Arc::new(stream::memory::Memory::default()),
         metrics: telemetry::metrics(),
         draining: CancellationToken::new(),
@@ -240,8 +242,10 @@ async fn the_full_result_of_a_job_can_be_fetched_once_it_has_ended() {
         body: Some(r#"{"data": "all of it"}"#.into()),
         error: None,
         next: NextJob::Leave,
+        last: None,
+        undo: false,
     };
-    house.store.finish(&finish).await.expect("the claim stands");
+    house.store.finish(finish.clone()).await.expect("the claim stands");
     assert_eq!(house.get("/jobs/j1/result").await, (StatusCode::OK, json!({"data": "all of it"})));
 }
 
@@ -254,6 +258,7 @@ async fn accept(store: &MemoryStore) -> Option<crate::store::Claim> {
         request: "{}".into(),
         timeout: std::time::Duration::from_secs(60),
         running: None,
+        lane: false,
     };
     match store.accept(&offer).await {
         Ok(Verdict::Run(claim)) => Some(claim),
@@ -315,4 +320,39 @@ async fn ask(address: std::net::SocketAddr, line: &str) -> String {
     let mut answer = String::new();
     connection.read_to_string(&mut answer).await.expect("it answers in text");
     answer
+}
+
+async fn is_recorded(house: &House, id: &str) -> bool {
+    let id = JobId::parse(id).expect("an id");
+    !house.store.known(&[id]).await.expect("the twin answers").is_empty()
+}
+
+#[tokio::test]
+async fn a_request_is_recorded_unless_the_broker_refuses_it() {
+    let house = house();
+    house.queue.stop();
+    let (status, _) = house.post(&[], request().to_string()).await;
+    assert_eq!((status, is_recorded(&house, "j1").await), (StatusCode::SERVICE_UNAVAILABLE, false));
+    house.queue.start();
+    for _ in 0..2 {
+        let (status, _) = house.post(&[], request().to_string()).await;
+        assert_eq!((status, is_recorded(&house, "j1").await), (StatusCode::ACCEPTED, true));
+    }
+    // A repeat that fails takes nothing back of the first.
+    house.queue.stop();
+    let (status, _) = house.post(&[], request().to_string()).await;
+    assert_eq!((status, is_recorded(&house, "j1").await), (StatusCode::SERVICE_UNAVAILABLE, true));
+    house.queue.start();
+    let delivered = house.queue.next(10).await.expect("the broker answers");
+    assert_eq!(delivered.len(), 1, "its message gives the job its place");
+    assert!(accept(&house.store).await.is_some_and(|claim| claim.attempt == 1));
+}
+
+#[tokio::test]
+async fn a_request_is_taken_while_the_database_is_away() {
+    let house = house();
+    house.store.die_at_write(1, memory::CrashPoint::Before);
+    let (status, _) = house.post(&[], request().to_string()).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    assert_eq!(house.queue.unsettled(), 1);
 }
