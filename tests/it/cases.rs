@@ -10,7 +10,7 @@ use agent_executor::{
 use expect_test::expect_file;
 use serde_json::Value as Json;
 
-use crate::stage::{Case, Stage, cases};
+use crate::stage::{Case, Stage, cases, without_ids};
 
 /// More checkpoints than any case makes.
 const ALL: u32 = 1_000;
@@ -56,8 +56,12 @@ async fn transcript(case: &Case, stage: &Stage) -> String {
 fn line(result: &StoredResult) -> String {
     let event: Json = serde_json::from_slice(&result.event).expect("results are JSON");
     let mut data = event["data"].clone();
-    for volatile in ["duration_ms", "checkpoint_id"] {
+    for volatile in ["last_event_id", "duration_ms", "checkpoint_id"] {
         data.as_object_mut().expect("data is an object").remove(volatile);
+    }
+    without_ids(&mut data["interrupts"]);
+    if data["interrupts"].is_null() {
+        data.as_object_mut().expect("data is an object").remove("interrupts");
     }
     if let Some(files) = data.pointer_mut("/result/files") {
         *files = files_of(files);
@@ -99,6 +103,11 @@ fn events(events: &[Json]) -> Vec<String> {
                 text(&data["status"]),
                 data["tool_output"]
             ),
+            "on_interrupt" => {
+                let mut interrupts = data["interrupts"].clone();
+                without_ids(&mut interrupts);
+                format!("{kind}: {interrupts}")
+            }
             "on_state_update" => format!("{kind} step {}: {}", data["step"], state(data)),
             "on_attempt_start" => {
                 format!("{kind} {} resumed: {}", data["attempt"], data["resumed_from"].is_string())

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use agent_executor::{ids::Namespace, store::Checkpoints, store::memory::CrashPoint};
 use serde_json::{Value as Json, json};
 
-use crate::stage::{Case, Stage, cases};
+use crate::stage::{Case, Stage, cases, without_ids};
 
 /// Model calls that can be on their way when a process dies: as many as a case runs side by side.
 const SIDE_BY_SIDE: usize = 2;
@@ -41,8 +41,24 @@ async fn compare(case: &Case, calm: &Stage, shaken: &Stage, what: &str) {
         let calls = (calls(&events), calls(&calm.sink.events(&thread)));
         assert!(calls.0 <= calls.1 + SIDE_BY_SIDE, "{what}: {} model calls instead of {}", calls.0, calls.1);
         assert_eq!(events.last().map(|event| event["event_type"].clone()), Some(json!("end")), "{what}");
+        ends_are_those_of_the_results(shaken, &events, what);
         let (calm, shaken) = (root(calm, &thread).await, root(shaken, &thread).await);
         assert_eq!(shaken, calm, "{what}");
+    }
+}
+
+/// A job ends once, with the event that its result names.
+fn ends_are_those_of_the_results(stage: &Stage, events: &[Json], what: &str) {
+    let ends = events.iter().filter(|event| event["event_type"] == "end");
+    let ends: BTreeMap<&str, &Json> =
+        ends.map(|event| (event["job_id"].as_str().expect("a job id"), &event["id"])).collect();
+    let count = events.iter().filter(|event| event["event_type"] == "end").count();
+    assert_eq!(count, ends.len(), "{what}: one end per job");
+    for result in stage.queue.results() {
+        let event: Json = serde_json::from_slice(&result.event).expect("results are JSON");
+        if let Some(end) = ends.get(result.job_id.as_str()) {
+            assert_eq!(event["data"]["last_event_id"], **end, "{what}: {}", result.job_id);
+        }
     }
 }
 
@@ -52,9 +68,10 @@ fn results(stage: &Stage) -> BTreeMap<String, Json> {
     for result in stage.queue.results() {
         let mut event: Json = serde_json::from_slice(&result.event).expect("results are JSON");
         let data = event["data"].as_object_mut().expect("data is an object");
-        for volatile in ["duration_ms", "checkpoint_id", "attempts", "usage"] {
+        for volatile in ["last_event_id", "duration_ms", "checkpoint_id", "attempts", "usage"] {
             data.remove(volatile);
         }
+        without_ids(&mut event["data"]["interrupts"]);
         if let Some(files) = event["data"].pointer_mut("/result/files").and_then(Json::as_object_mut) {
             for file in files.values_mut() {
                 *file = file["content"].take();

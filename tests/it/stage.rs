@@ -1,6 +1,13 @@
 //! A worker on in-memory twins of its neighbours: whole jobs without a server.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use agent_executor::{
     graph::Limits,
@@ -11,7 +18,7 @@ use agent_executor::{
     run::{Graphs, Ports},
     store::memory::{Config as StoreConfig, CrashPoint, MemoryStore},
     stream::{TokenConfig, memory::Memory as Sink},
-    tool::{self, Toolbox},
+    tool::{Toolbox, memory::Outside},
     worker::{self, Orders, Parts, Worker},
 };
 use serde_json::Value as Json;
@@ -35,14 +42,28 @@ pub(crate) struct Stage {
     pub(crate) queue: Arc<Queue>,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) sink: Arc<Sink>,
+    pub(crate) outside: Arc<Outside>,
     clock: Arc<dyn Clock>,
+    deaths: AtomicUsize,
 }
 
 impl Stage {
     pub(crate) fn new() -> Self {
+        Self::around(Queue::new())
+    }
+
+    /// With a broker of one's own.
+    pub(crate) fn around(queue: Queue) -> Self {
         let clock: Arc<dyn Clock> = Arc::new(TestClock(tokio::time::Instant::now()));
         let store = MemoryStore::new(clock.clone(), StoreConfig::default(), "first");
-        Self { queue: Arc::new(Queue::new()), store: Arc::new(store), sink: Arc::default(), clock }
+        Self {
+            queue: Arc::new(queue),
+            store: Arc::new(store),
+            sink: Arc::default(),
+            outside: Arc::default(),
+            clock,
+            deaths: AtomicUsize::new(0),
+        }
     }
 
     /// Runs a worker that is told to stop once `started` holds, without grace.
@@ -57,9 +78,27 @@ impl Stage {
         worker.await.expect("the worker does not panic");
     }
 
+    /// Runs a worker until `done` holds, within an hour of paused time, and lets it end what it runs.
+    pub(crate) async fn run_until(&self, done: impl AsyncFn() -> bool) {
+        let draining = CancellationToken::new();
+        let worker = self.worker(self.store.clone(), draining.clone(), Duration::from_secs(1));
+        let worker = TaskTracker::new().spawn(worker.run());
+        let is_done = async {
+            while !done().await {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(3600), is_done).await;
+        draining.cancel();
+        worker.await.expect("the worker does not panic");
+        waited.expect("what the test waits for does not come");
+    }
+
     /// Runs a worker that dies at its `n`-th write, then lets everything it held come back.
     pub(crate) async fn die_at_write(&self, n: u64, point: CrashPoint) {
-        let doomed = Arc::new(self.store.process("doomed"));
+        // Each process has an identity of its own, as its owner's name in the store.
+        let doomed =
+            Arc::new(self.store.process(&format!("doomed {}", self.deaths.fetch_add(1, Ordering::Relaxed))));
         doomed.die_at_write(n, point);
         let hurried = Duration::ZERO;
         let draining = CancellationToken::new();
@@ -92,7 +131,7 @@ impl Stage {
         let ports = Ports {
             store,
             models: Arc::new(Models::new(model::Config::default()).expect("the defaults are valid")),
-            toolbox: Arc::new(Toolbox::new(tool::Config::default()).expect("the defaults are valid")),
+            toolbox: Arc::new(Toolbox::in_memory(self.outside.clone())),
             sink: self.sink.clone(),
             clock: self.clock.clone(),
             graphs: Graphs::new(Limits::default()),
@@ -110,6 +149,16 @@ impl Stage {
             result_sink: None,
             orders: Orders { drain: draining, hurry: CancellationToken::new() },
         })
+    }
+}
+
+/// Takes out of `[{id, value}]` what differs from run to run: ids and keys follow from ids of checkpoints.
+pub(crate) fn without_ids(interrupts: &mut Json) {
+    for interrupt in interrupts.as_array_mut().into_iter().flatten() {
+        interrupt["id"] = Json::from("…");
+        if let Some(key) = interrupt.pointer_mut("/value/idempotency_key") {
+            *key = Json::from("…");
+        }
     }
 }
 

@@ -21,6 +21,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["petgraph", "minijinja", "jsonschema"], &["src/graph/"]),
     (&["cloudevents"], &["src/job/"]),
     (&["clap"], &["src/cli/", "src/main.rs"]),
+    (&["rustix"], &["src/cli/"]),
     (
         &[
             "opentelemetry",
@@ -67,6 +68,7 @@ const NOT_CODES: &[&str] = &[
     "AGENT_EXECUTION",
     "AGENT_RESULTS",
     "AGENT_DLQ",
+    "AGENT_ADVISORIES",
     "MAX_DELIVERIES",
     "MSG_TERMINATED",
     // What the compiler is told about the build.

@@ -1,21 +1,26 @@
 //! What a worker does when its neighbours or its own process fail at the wrong moment, on in-memory twins.
 
+mod cancel;
+mod double_text;
+mod repair;
+
 use std::time::Duration;
 
 use agent_executor::{
-    ids::{Namespace, ThreadId},
+    ids::{JobId, Namespace, ThreadId},
     job::{Config, Decoded, decode},
-    store::{Checkpoints, Jobs, Offer, memory::CrashPoint},
+    queue::Queue,
+    store::{Checkpoints, Jobs, Offer, StoredResult, Upkeep, memory::CrashPoint},
 };
 use serde_json::{Value as Json, json};
 
 use crate::stage::Stage;
 
-fn thread(id: &str) -> ThreadId {
+pub(crate) fn thread(id: &str) -> ThreadId {
     ThreadId::parse(id).expect("valid")
 }
 
-fn request(job_id: &str, replies: Json) -> Json {
+pub(crate) fn request(job_id: &str, replies: Json) -> Json {
     json!({
         "job_id": job_id, "thread_id": "t",
         "input": { "messages": [{ "role": "user", "content": "go" }] },
@@ -24,11 +29,15 @@ fn request(job_id: &str, replies: Json) -> Json {
     })
 }
 
-/// The data of each result, in the order of their publication.
-fn results(stage: &Stage) -> Vec<Json> {
-    let event =
-        |event: &[u8]| serde_json::from_slice::<Json>(event).expect("results are JSON")["data"].take();
-    stage.queue.results().iter().map(|result| event(&result.event)).collect()
+/// The data of each result with its `status`, in the order of their publication.
+pub(crate) fn results(stage: &Stage) -> Vec<Json> {
+    let data = |result: &StoredResult| {
+        let event: Json = serde_json::from_slice(&result.event).expect("results are JSON");
+        let mut data = event["data"].clone();
+        data["status"] = result.subject.rsplit('.').next().unwrap_or_default().into();
+        data
+    };
+    stage.queue.results().iter().map(data).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -55,12 +64,27 @@ async fn a_handed_over_thread_stays_owned_while_the_result_before_waits_for_the_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_handed_over_job_does_not_wait_until_the_delivery_before_is_settled() {
+    let stage = Stage::new();
+    stage.queue.lose_settlements();
+    for job_id in ["first", "second"] {
+        let replies = json!([{ "text": "x", "delay_ms": 100 }]);
+        stage.queue.push(Vec::new(), request(job_id, replies).to_string().into());
+    }
+    // Five tries to settle the first, half a second apart, take longer.
+    let soon = tokio::time::Instant::now() + Duration::from_secs(2);
+    stage.run_until(async || results(&stage).len() == 2 || tokio::time::Instant::now() > soon).await;
+    assert_eq!(results(&stage).len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_job_that_kills_its_process_again_and_again_is_given_up_with_an_end() {
     let stage = Stage::new();
     stage.queue.push(Vec::new(), request("killer", json!([{ "text": "never" }])).to_string().into());
-    for _ in 0..5 {
-        // The second write is the first commit: no progress is ever made.
-        stage.die_at_write(2, CrashPoint::Before).await;
+    for death in 0..5 {
+        // The first commit: no progress is ever made. A suspect is offered twice, the second time with the lane.
+        let first_commit = if death < 2 { 2 } else { 3 };
+        stage.die_at_write(first_commit, CrashPoint::Before).await;
     }
     stage.settle_all().await;
     let results = results(&stage);
@@ -130,6 +154,7 @@ async fn a_drain_ends_while_an_older_job_of_the_thread_runs_under_a_younger_ones
         request: serde_json::to_vec(&older).expect("a job is JSON").into(),
         timeout: Duration::from_secs(1800),
         running: None,
+        lane: false,
     };
     // Its owner is gone, and so is its message.
     stage.store.process("gone").accept(&offer).await.expect("the twin answers");
@@ -141,4 +166,65 @@ async fn a_drain_ends_while_an_older_job_of_the_thread_runs_under_a_younger_ones
     assert!(drained.is_ok(), "the drain does not end");
     assert!(stage.queue.results().is_empty(), "both jobs are left to others");
     assert_eq!(stage.queue.unsettled(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_removes_what_is_older_than_it_is_kept() {
+    let stage = Stage::new();
+    stage.queue.push(Vec::new(), request("old", json!([{ "text": "x" }])).to_string().into());
+    stage.queue.push(Vec::new(), "not json".into());
+    stage.settle_all().await;
+    let old = [JobId::parse("old").expect("valid")];
+    assert_eq!(stage.store.known(&old).await.expect("the twin answers").len(), 1);
+    assert_eq!(stage.store.dead_letters().len(), 1);
+    // Nobody is there to do it in the meantime.
+    tokio::time::sleep(Duration::from_secs(31 * 24 * 3600)).await;
+    stage.drain_when(|| stage.store.dead_letters().is_empty()).await;
+    assert!(stage.store.known(&old).await.expect("the twin answers").is_empty());
+    let kept = stage.store.load(&thread("t"), &Namespace::root(), None).await.expect("the twin answers");
+    assert!(kept.is_some(), "the conversation stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_that_is_given_up_without_its_message_leaves_a_letter_that_can_be_sent_again() {
+    for stream in [Stream::WithoutIt, Stream::MadeAnew] {
+        leaves_a_letter(stream).await;
+    }
+}
+
+/// What has become of the message's stream.
+#[derive(PartialEq)]
+enum Stream {
+    WithoutIt,
+    /// Another job's message has its place.
+    MadeAnew,
+}
+
+async fn leaves_a_letter(stream: Stream) {
+    let stage = Stage::new();
+    let message =
+        stage.queue.push(Vec::new(), request("killer", json!([{ "text": "x" }])).to_string().into());
+    for death in 0..5 {
+        let first_commit = if death < 2 { 2 } else { 3 };
+        stage.die_at_write(first_commit, CrashPoint::Before).await;
+    }
+    stage.queue.discard(message).await.expect("the twin answers");
+    if stream == Stream::MadeAnew {
+        let other = request("other", json!([{ "text": "x" }]));
+        stage.queue.replace(message, other.to_string().into());
+    }
+    let is_given_up = || stage.queue.results().iter().any(|result| result.job_id.as_str() == "killer");
+    stage.drain_when(is_given_up).await;
+    let results = results(&stage);
+    let killer = results.iter().find(|result| result["job_id"] == "killer").expect("it has ended");
+    assert_eq!(killer["error"]["type"], "POISON");
+    let (stored, sent) = (stage.store.dead_letters(), stage.queue.letters());
+    assert_eq!((stored.len(), sent.len()), (1, 1));
+    let letter = &stored[0];
+    assert_eq!((letter.reason, letter.stream.as_str()), ("poison", "job:killer"));
+    let Decoded::Job(job) = decode(&letter.headers, &letter.payload, &Config::default()) else {
+        panic!("the letter holds the request");
+    };
+    assert_eq!((job.job_id.as_str(), job.thread_id.as_str()), ("killer", "t"));
+    assert!(job.input.is_some());
 }

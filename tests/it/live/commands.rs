@@ -3,9 +3,10 @@
 use std::fs;
 
 use anyhow::{Context, Result};
+use futures::StreamExt;
 use serde_json::{Value as Json, json};
 
-use super::world::{World, orchestrator, request};
+use super::world::{WITHIN, World, orchestrator, request};
 use crate::servers;
 
 /// A request in a file.
@@ -61,6 +62,47 @@ async fn submit_follows_a_job_and_its_exit_code_tells_how_it_ended() -> Result<(
 }
 
 #[tokio::test]
+async fn tail_goes_on_over_a_restart_of_the_server_and_says_what_is_gone() -> Result<()> {
+    let world = World::start().await?;
+    let _executor = world.executor().await?;
+    let slow = orchestrator(json!([{ "text": "one two three", "delay_ms": 6000 }]));
+    world.publish(&request("tailed", &slow, "hi")).await?;
+    let begun = || async { world.events("tailed").await.is_ok_and(|events| events.len() == 2) };
+    servers::until("the job has begun", WITHIN, begun).await?;
+    let looked_before = world.looks_into_streams().await?;
+    let restart = async {
+        let (_, printed, _) =
+            world.run_command(&["tail", "tailed", "--from", "1-1", "--json", "--until-end"]).await?;
+        anyhow::Ok(printed)
+    };
+    let lose = async {
+        let has_read = || async { world.looks_into_streams().await.is_ok_and(|looks| looks > looked_before) };
+        servers::until("tail has read what is there", WITHIN, has_read).await?;
+        world.redis.kill()?;
+        world.redis.start_again().await
+    };
+    let (printed, lost) = tokio::join!(restart, lose);
+    lost?;
+    let lines = lines(&printed?);
+    let types: Vec<_> = lines.iter().filter_map(|line| line["event_type"].as_str()).collect();
+    assert_eq!((types.first(), types.last()), (Some(&"on_state_update"), Some(&"end")), "{lines:?}");
+    let ids: Vec<_> = lines.iter().map(|line| line["id"].to_string()).collect();
+    assert!(
+        !ids.is_empty() && lines.iter().all(|line| line.get("notice").is_none()),
+        "nothing was lost: {lines:?}"
+    );
+
+    // A reader who comes back after the stream has gone is told so, also in words.
+    let (_, printed, _) =
+        world.run_command(&["tail", "tailed", "--from", "0-7", "--json", "--until-end"]).await?;
+    let first = self::lines(&printed).into_iter().next().context("a line")?;
+    assert_eq!((&first["notice"], &first["after"]), (&json!("gone"), &json!("0-7")));
+    let (_, printed, _) = world.run_command(&["tail", "tailed", "--from", "0-7", "--until-end"]).await?;
+    assert!(printed.starts_with("⚠ the stream begins with "), "{printed}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn validate_names_every_mistake_by_pointer() -> Result<()> {
     let world = World::start().await?;
     let good = file("good.json", &orchestrator(json!([{ "text": "x" }])))?;
@@ -103,5 +145,51 @@ async fn migrate_makes_the_tables_and_config_hides_secrets() -> Result<()> {
         code == Some(1) && errors.contains("PORT") && errors.contains("LEASE_SECONDS"),
         "{code:?} {errors}"
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn cancel_asks_the_executors_and_says_what_they_answer() -> Result<()> {
+    let world = World::start().await?;
+    let (code, printed, errors) = world.run_command(&["cancel", "j"]).await?;
+    assert!(code == Some(1) && errors.contains("[NO_EXECUTOR]"), "{code:?} {printed} {errors}");
+
+    // In the place of an executor: it tells what it was asked.
+    let client = async_nats::connect(world.nats.url()).await?;
+    let mut asked = client.subscribe("agent.control.>").await?;
+    client.flush().await?;
+    let echo = async {
+        while let Some(message) = asked.next().await {
+            let body: Json = serde_json::from_slice(&message.payload).unwrap_or_default();
+            let answer = match message.subject.as_str() {
+                "agent.control.refused" => {
+                    json!({ "error": { "code": "NOT_FOUND", "message": "no such job" } })
+                }
+                subject => json!({ "subject": subject, "body": body }),
+            };
+            if let Some(reply) = message.reply {
+                client.publish(reply, answer.to_string().into()).await?;
+            }
+        }
+        anyhow::bail!("the subscription ended")
+    };
+    tokio::select! {
+        ended = echo => ended,
+        answered = ask_for_cancels(&world) => answered,
+    }
+}
+
+async fn ask_for_cancels(world: &World) -> Result<()> {
+    let arguments = ["cancel", "a.b c", "--thread", "--reason", "no need", "--by", "ann"];
+    let (code, printed, errors) = world.run_command(&arguments).await?;
+    assert_eq!(code, Some(0), "{errors}");
+    let expected = json!({ "action": "cancel", "reason": "no need", "by": "ann", "kind": "thread" });
+    let answer: Json = serde_json::from_str(&printed)?;
+    assert_eq!(answer, json!({ "subject": "agent.control.a%2Eb%20c", "body": expected }));
+    let (code, printed, errors) = world.run_command(&["cancel", "refused"]).await?;
+    assert!(code == Some(1) && printed.is_empty(), "{code:?} {printed}");
+    assert!(errors.contains("error: [NOT_FOUND] no such job"), "{errors}");
+    let (code, ..) = world.run_command(&["cancel", "j", "--reason", &"x".repeat(1001)]).await?;
+    assert_eq!(code, Some(2));
     Ok(())
 }

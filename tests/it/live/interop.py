@@ -2,6 +2,7 @@
 
     interop.py setup DSN            LangGraph's own migrations (its tables, or nothing when they are there)
     interop.py read DSN THREAD_ID   prints one JSON object, or fails with what is wrong
+    interop.py check DSN            prints what it finds in every thread of the database
 
 What `read` prints:
     {"graphs": {"<namespace>": [checkpoint, …]},      oldest first; "" is the thread's own graph
@@ -10,8 +11,12 @@ What `read` prints:
                   "messages": [message, …], "writes": [{"task_id", "channel", "value"}]}
     message    = {"class", "id", "name", "content", "tool_calls", "tool_call_id", "status", "usage"}
 
-It fails when the history of a graph is not one line, when ids do not grow, when a message is only half a message
+What `check` prints, of a database with any number of threads:
+    [{"thread_id", "error": text or null, "messages": [[class, text], …] of the newest checkpoint}, …]
+
+`read` fails when the history of a graph is not one line, when ids do not grow, when a message is only half a message
 (the decoder builds such objects in silence), or when a stored value has a class that strict mode does not allow.
+`check` reports the same as `error`, without looking into older messages.
 `encoded_otherwise` names stored values that Python would have written in other bytes.
 """
 
@@ -26,6 +31,7 @@ import psycopg
 from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.types import Interrupt
 
 
 class Complaints(logging.Handler):
@@ -54,7 +60,7 @@ def message(found):
 
 
 def plain(value):
-    """A decoded value as JSON: messages as above, any other object by its class."""
+    """A decoded value as JSON: messages as above, interrupts by their fields, any other object by its class."""
     if isinstance(value, BaseMessage):
         return message(value)
     if isinstance(value, dict):
@@ -65,6 +71,9 @@ def plain(value):
         return {"class": type(value).__name__, "items": sorted(map(str, value))}
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
+    if isinstance(value, Interrupt):
+        inside = {"value": plain(value.value), "response_schema": plain(value.response_schema)}
+        return {"class": "Interrupt", "id": value.id, **inside}
     return {"class": type(value).__name__, "text": str(value)}
 
 
@@ -139,6 +148,43 @@ def read(dsn, thread_id):
     return {"graphs": graphs, "stored_values": stored_values, "encoded_otherwise": different}
 
 
+def check_thread(saver, thread_id):
+    """Decodes every checkpoint of a thread, and looks into the messages of the newest."""
+    lines = {}
+    newest = None
+    for stored in saver.list({"configurable": {"thread_id": thread_id}}):
+        place = stored.config["configurable"]
+        namespace = place.get("checkpoint_ns", "")
+        parent = stored.parent_config
+        parent = parent["configurable"]["checkpoint_id"] if parent else None
+        lines.setdefault(namespace, []).insert(0, {"id": place["checkpoint_id"], "parent": parent})
+        if namespace == "" and newest is None:
+            newest = stored
+    for namespace, checkpoints in lines.items():
+        check_history(namespace, checkpoints)
+    messages = newest.checkpoint["channel_values"].get("messages", []) if newest else []
+    return [[found["class"], str(found["content"])] for found in map(message, messages)]
+
+
+def check(dsn):
+    complaints = Complaints()
+    logging.getLogger().addHandler(complaints)
+    with psycopg.connect(dsn) as connection:
+        threads = [row[0] for row in connection.execute("select distinct thread_id from checkpoints order by 1")]
+    found = []
+    with PostgresSaver.from_conn_string(dsn) as saver:
+        for thread_id in threads:
+            complaints.texts.clear()
+            try:
+                messages, error = check_thread(saver, thread_id), None
+            except Exception as raised:  # whatever it is, the other threads are looked at, too
+                messages, error = [], f"{type(raised).__name__}: {raised}"
+            if error is None and complaints.texts:
+                error = f"the decoder complained: {complaints.texts}"
+            found.append({"thread_id": thread_id, "error": error, "messages": messages})
+    return found
+
+
 def main():
     command, dsn, *rest = sys.argv[1:]
     if command == "setup":
@@ -146,6 +192,8 @@ def main():
             saver.setup()
     elif command == "read":
         print(json.dumps(read(dsn, *rest)))
+    elif command == "check":
+        print(json.dumps(check(dsn)))
     else:
         sys.exit(__doc__)
 

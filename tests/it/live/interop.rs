@@ -29,6 +29,12 @@ pub(crate) async fn read_thread(database_url: &str, thread_id: &str) -> Result<J
     serde_json::from_str(&printed).with_context(|| format!("interop.py printed no JSON: {printed}"))
 }
 
+/// What LangGraph says of every thread of a database; the shape is described in interop.py.
+pub(crate) async fn check_threads(database_url: &str) -> Result<Json> {
+    let printed = run_script(vec!["check".into(), database_url.into()]).await?;
+    serde_json::from_str(&printed).with_context(|| format!("interop.py printed no JSON: {printed}"))
+}
+
 /// LangGraph's own migrations.
 pub(crate) async fn set_up(database_url: &str) -> Result<()> {
     run_script(vec!["setup".into(), database_url.into()]).await.map(drop)

@@ -348,7 +348,16 @@ async fn a_killed_executor_is_continued_by_another_from_where_it_was() -> Result
     let events = world.events_to_the_end("killed").await?;
     let starts = of_type(&events, "on_attempt_start");
     assert_eq!(starts.len(), 2);
-    assert!(starts[1]["data"]["resumed_from"].is_string(), "{}", starts[1]);
+    let resumed_from = &starts[1]["data"]["resumed_from"];
+    assert!(resumed_from.is_string(), "{}", starts[1]);
+    assert!(starts[0]["data"].get("supersedes").is_none(), "there was nothing before the first");
+    let (epoch, _) = parse_id(&starts[1]["id"])?;
+    let superseded = json!({ "epochs_below": epoch, "after": resumed_from });
+    assert_eq!(starts[1]["data"]["supersedes"], superseded);
+    let told = of_type(&events, "on_state_update");
+    assert!(
+        told.iter().any(|event| event["data"]["checkpoint_id"] == *resumed_from && event["attempt"] == 1)
+    );
     let again: Vec<_> = events.iter().filter(|event| event["attempt"] == 2).cloned().collect();
     let said: String =
         of_type(&again, "on_llm_stream").iter().filter_map(|event| event["data"]["token"].as_str()).collect();

@@ -1,12 +1,22 @@
 //! Tests against real servers, started by the tests themselves. They always run; a missing server is a failure.
 
-mod interop;
+pub(crate) mod interop;
+mod limits;
 mod throw_away;
 mod bad_input;
+mod broker_upkeep;
+mod cancel;
 mod commands;
+mod dlq;
+mod doctor;
+mod double_text;
+mod drain;
+mod effects;
 mod main_job;
 mod neighbours;
 mod outages;
+mod proxy;
 mod queue;
+mod recovery;
 mod stream;
-mod world;
+pub(crate) mod world;

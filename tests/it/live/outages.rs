@@ -27,7 +27,7 @@ async fn completed_once(world: &World, job_id: &str) -> Result<Json> {
     Ok(result)
 }
 
-async fn metric(executor: &Executor, name: &str) -> Result<f64> {
+pub(super) async fn metric(executor: &Executor, name: &str) -> Result<f64> {
     let (_, text) = executor.get("/metrics").await?;
     let values =
         text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit(' ').next());

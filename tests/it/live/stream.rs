@@ -1,12 +1,14 @@
 //! Run events over a real server: what arrives, what is refused, and what an outage costs.
 
+mod readers;
+
 use std::{sync::Arc, time::Duration};
 
 use agent_executor::{
     ids::{Epoch, JobId, Namespace, SystemClock, ThreadId},
     stream::{
         Claimed, Emitter, EntryId, EventType, Origin, Piece, Sink, TokenConfig,
-        dragonfly::{Config, Dragonfly, Error, ReadEvent, Reader},
+        dragonfly::{Config, Dragonfly, Error, Followed, Notice, ReadEvent, Reader},
     },
 };
 use futures::{Stream, StreamExt as _};
@@ -168,9 +170,23 @@ fn count(counters: &PrometheusHandle, line: &str) -> u64 {
     value.map_or(0, |value| value.parse().expect("a count"))
 }
 
-async fn read(events: &mut (impl Stream<Item = Result<ReadEvent, Error>> + Unpin)) -> ReadEvent {
+async fn followed(events: &mut (impl Stream<Item = Result<Followed, Error>> + Unpin)) -> Followed {
     let next = tokio::time::timeout(LIMIT, events.next()).await.expect("an event arrives");
     next.expect("the stream goes on").expect("the server is there")
+}
+
+async fn read(events: &mut (impl Stream<Item = Result<Followed, Error>> + Unpin)) -> ReadEvent {
+    match followed(events).await {
+        Followed::Event(event) => event,
+        Followed::Notice(notice) => panic!("instead of an event: {notice}"),
+    }
+}
+
+async fn noticed(events: &mut (impl Stream<Item = Result<Followed, Error>> + Unpin)) -> String {
+    match followed(events).await {
+        Followed::Event(event) => panic!("instead of a notice: {event:?}"),
+        Followed::Notice(notice) => notice.to_string(),
+    }
 }
 
 #[tokio::test]
@@ -386,92 +402,6 @@ async fn the_largest_event_arrives_and_old_entries_make_room() {
 }
 
 #[tokio::test]
-async fn a_late_reader_gets_the_stream_and_then_the_channel_without_a_gap() {
-    let redis = Redis::start().await.unwrap();
-    let sender = Sender::start(&redis);
-    let emitter = sender.emitter(1);
-    for _ in 0..600 {
-        emit_token(&emitter, "early");
-    }
-    sender.flush().await;
-    let reader = Reader::connect(Config::new(redis.url().into())).await.unwrap();
-    let mut events = Box::pin(reader.follow(&thread(), None));
-    let mut resumed = Box::pin(reader.follow(&thread(), Some(EntryId { epoch: Epoch(1), seq: 598 })));
-    assert_eq!(read(&mut events).await.id.seq, 1);
-    for _ in 0..600 {
-        emit_token(&emitter, "late");
-    }
-    emit(&sender.emitter(2), EventType::End);
-    for seq in 2..=1200 {
-        let event = read(&mut events).await;
-        assert_eq!((event.id.seq, event.event_type.as_str()), (seq, "on_llm_stream"));
-    }
-    assert_eq!(read(&mut events).await.event_type, "end");
-    for seq in 599..=1200 {
-        assert_eq!(read(&mut resumed).await.id.seq, seq);
-    }
-}
-
-#[tokio::test]
-async fn a_reader_hears_the_text_so_far_over_the_channel() {
-    let redis = Redis::start().await.unwrap();
-    let sender = Sender::start(&redis);
-    let emitter = sender.emitter(1);
-    let reader = Reader::connect(Config::new(redis.url().into())).await.unwrap();
-    let mut events = Box::pin(reader.follow(&thread(), None));
-    emit(&emitter, EventType::AttemptStart);
-    assert_eq!(read(&mut events).await.id.seq, 1);
-    emit_token(&emitter, "a");
-    let event = read(&mut events).await;
-    assert!(event.json.contains("\"cumulative_text\":\"a\""), "{}", event.json);
-}
-
-#[tokio::test]
-async fn a_reader_fills_the_gap_after_the_server_was_away() {
-    let redis = Redis::start().await.unwrap();
-    let sender = Sender::start(&redis);
-    let emitter = sender.emitter(1);
-    let reader = Reader::connect(Config::new(redis.url().into())).await.unwrap();
-    let mut events = Box::pin(reader.follow(&thread(), None));
-    emit(&emitter, EventType::AttemptStart);
-    assert_eq!(read(&mut events).await.id.seq, 1);
-    redis.kill().unwrap();
-    for _ in 0..50 {
-        emit(&emitter, EventType::Custom);
-    }
-    redis.start_again().await.unwrap();
-    sender.flush().await;
-    emit(&emitter, EventType::End);
-    for seq in 2..=52 {
-        assert_eq!(read(&mut events).await.id.seq, seq);
-    }
-    emit_token(&emitter, "a");
-    let event = read(&mut events).await;
-    assert!(event.json.contains("cumulative_text"), "the channel is heard again: {}", event.json);
-}
-
-#[tokio::test]
-async fn a_reader_finds_in_the_stream_what_the_channel_lost() {
-    let redis = Redis::start().await.unwrap();
-    let sender = Sender::start(&redis);
-    let reader = Reader::connect(Config::new(redis.url().into())).await.unwrap();
-    let mut events = Box::pin(reader.follow(&thread(), None));
-    emit(&sender.emitter(1), EventType::AttemptStart);
-    assert_eq!(read(&mut events).await.id.seq, 1);
-    let mut raw = Raw::connect(&redis).await;
-    let key = "langgraph:stream:t 1";
-    for seq in 2..=3 {
-        let event = json!({"event_type": "on_custom", "id": format!("1-{seq}")}).to_string();
-        raw.call(&["XADD", key, &format!("1-{seq}"), "event", &event]).await;
-        if seq == 3 {
-            raw.call(&["PUBLISH", key, &event]).await;
-        }
-    }
-    assert_eq!(read(&mut events).await.id.seq, 2);
-    assert_eq!(read(&mut events).await.id.seq, 3);
-}
-
-#[tokio::test]
 async fn a_password_is_used_and_a_missing_one_is_no_reason_to_end() {
     let redis = Redis::start().await.unwrap();
     let password = "p@ss/w:rd".into();
@@ -492,9 +422,61 @@ async fn a_password_is_used_and_a_missing_one_is_no_reason_to_end() {
 }
 
 #[tokio::test]
-async fn a_reader_without_a_server_says_so() {
+async fn a_subscriber_that_never_reads_holds_up_nobody() {
     let redis = Redis::start().await.unwrap();
-    redis.stop().await.unwrap();
-    let error = Reader::connect(Config::new(redis.url().into())).await.err().expect("nobody is there");
-    assert_eq!(error.code(), "STREAM_UNAVAILABLE");
+    let (counters, _counting) = counters();
+    let mut raw = Raw::connect(&redis).await;
+    raw.call(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 1mb 1mb 1"]).await;
+    // It has subscribed and reads no more: the server has to cut it off.
+    let _deaf = Raw::subscribed(&redis, &thread()).await;
+    let sender = Sender::start(&redis);
+    let emitter = sender.emitter(1);
+    let origin = Origin { node: "", ns: &Namespace::root() };
+    for n in 0..200 {
+        emitter.emit(EventType::Custom, origin, json!({"n": n, "text": "x".repeat(100_000)}));
+        if n % 50 == 0 {
+            sender.flush().await;
+        }
+    }
+    emit(&emitter, EventType::End);
+    sender.flush().await;
+    assert_eq!(raw.entries(&thread()).await.len(), 201, "20 MB have arrived");
+    let subscribers = raw.call(&["PUBSUB", "NUMSUB", "langgraph:stream:t 1"]).await;
+    assert_eq!(subscribers[1], 0, "the server has cut it off");
+    assert_eq!(count(&counters, "agent_executor_in_use{kind=\"stream_bytes\"}"), 0);
+    assert!(!counters.render().contains("agent_executor_stream_dropped_total{"), "nothing was dropped");
+}
+
+#[tokio::test]
+async fn many_threads_and_a_server_that_hangs_take_no_more_memory_than_their_bounds() {
+    let redis = Redis::start().await.unwrap();
+    let (counters, _counting) = counters();
+    let sender = Sender::start_with(Config { max_bytes: 256 * 1024, ..Config::new(redis.url().into()) });
+    let emitters: Vec<_> =
+        (0..100).map(|n| sender.emitter_of(ThreadId::parse(&format!("thread {n}")).unwrap(), 1)).collect();
+    redis.pause().unwrap();
+    let token = "x".repeat(1000);
+    for round in 0..100 {
+        emitters.iter().for_each(|emitter| emit_token(emitter, &token));
+        if round % 10 == 0 {
+            emitters.iter().for_each(|emitter| emit(emitter, EventType::ToolStart));
+            tokio::task::yield_now().await;
+        }
+        let bytes = count(&counters, "agent_executor_in_use{kind=\"stream_bytes\"}");
+        // 1,000 lifecycle events beside the tokens, each below 1 KiB with all it costs.
+        assert!(bytes < 256 * 1024 + 1024 * 1024, "{bytes}");
+    }
+    emitters.iter().for_each(|emitter| emit(emitter, EventType::End));
+    let dropped = || count(&counters, "agent_executor_stream_dropped_total{event_type=\"on_llm_stream\"}");
+    assert!(dropped() > 9_000, "10 MB of text do not fit: {}", dropped());
+    assert_eq!(count(&counters, "agent_executor_limit{kind=\"stream_bytes\"}"), 64 * 1024 * 1024);
+    redis.resume().unwrap();
+    sender.flush().await;
+    let mut raw = Raw::connect(&redis).await;
+    for n in [0, 50, 99] {
+        let entries = raw.entries(&ThreadId::parse(&format!("thread {n}")).unwrap()).await;
+        let of = |kind: &str| entries.iter().filter(|(_, event)| event["event_type"] == kind).count();
+        assert_eq!((of("on_tool_start"), of("end")), (10, 1));
+        assert_eq!(entries.last().unwrap().1["seq"], 111);
+    }
 }

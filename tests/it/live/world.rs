@@ -122,6 +122,19 @@ impl World {
         Ok(published.await?.sequence)
     }
 
+    /// Removes every request from its stream, as a broker that loses its data would.
+    pub(crate) async fn lose_requests(&self) -> Result<()> {
+        self.jetstream.get_stream("AGENT_EXECUTION").await?.purge().await?;
+        Ok(())
+    }
+
+    /// Removes a request from its stream, as a broker that loses it.
+    pub(crate) async fn delete_message(&self, seq: u64) -> Result<()> {
+        let stream = self.jetstream.get_stream("AGENT_EXECUTION").await?;
+        stream.delete_message(seq).await?;
+        Ok(())
+    }
+
     /// Everything in a stream: subject, headers and JSON, oldest first.
     pub(crate) async fn stream(&self, name: &str) -> Result<Vec<Stored>> {
         let mut stream = self.jetstream.get_stream(name).await?;
@@ -192,6 +205,15 @@ impl World {
             Ok((id, serde_json::from_str(text)?))
         };
         entries.into_iter().map(event).collect()
+    }
+
+    /// How often a stream was read from its middle on since the server started.
+    pub(crate) async fn looks_into_streams(&self) -> Result<u64> {
+        let client = self.redis().await?;
+        let statistics: String = client.info(Some(fred::types::InfoKind::CommandStats)).await?;
+        client.quit().await?;
+        let calls = statistics.split("cmdstat_xrange:calls=").nth(1).and_then(|rest| rest.split(',').next());
+        Ok(calls.map_or(Ok(0), str::parse)?)
     }
 
     /// Waits for the last event of a thread's last job; all events.
