@@ -111,6 +111,11 @@ impl Executor {
         Ok(())
     }
 
+    /// Its number, while it runs or has not been waited for.
+    pub(crate) fn pid(&self) -> Result<u32> {
+        self.held().as_ref().map(Child::id).ok_or_else(|| anyhow!("agent-executor is not running"))
+    }
+
     /// Sends SIGTERM and waits for the end.
     pub(crate) async fn terminate(&self) -> Result<ExitStatus> {
         self.signal("TERM")?;
@@ -119,9 +124,27 @@ impl Executor {
 
     /// Sends a signal, e.g. `STOP` and `CONT`.
     pub(crate) fn signal(&self, signal: &str) -> Result<()> {
+        servers::signal_to(signal, &[self.pid()?])
+    }
+
+    /// Memory it has in use.
+    pub(crate) fn resident_bytes(&self) -> Result<u64> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most memory it ever had in use.
+    pub(crate) fn peak_bytes(&self) -> Result<u64> {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, field: &str) -> Result<u64> {
         let pid =
             self.held().as_ref().map(Child::id).ok_or_else(|| anyhow!("agent-executor is not running"))?;
-        servers::signal_to(signal, &[pid])
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let line =
+            status.lines().find_map(|line| line.strip_prefix(field)).context("the kernel counts memory")?;
+        let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(kilobytes * 1024)
     }
 
     /// Waits until it has ended by itself.

@@ -1,5 +1,5 @@
 //! Real servers to throw away: PostgreSQL, NATS with JetStream and Redis, each on a free port of 127.0.0.1 with its
-//! data in a folder of its own. Shared through `#[path]` by `tests/it`, `examples/demo.rs` and `benches/load.rs`.
+//! data in a folder of its own. Shared through `#[path]` by `tests/it`, `examples/demo.rs` and `benches/load/`.
 //!
 //! **Invariant:** a server that is missing is an error that says `make setup`; nothing is ever skipped.
 //! **Invariant:** nothing outlives the process that started it. `Drop` stops a server and removes its folder; a janitor
@@ -72,6 +72,11 @@ impl Postgres {
 
     pub(crate) fn port(&self) -> u16 {
         self.0.port
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.0.pid().ok()
     }
 
     /// Creates the database `name` (lower-case letters, digits and `_`) and returns its URL.
@@ -179,6 +184,11 @@ impl Nats {
         self.0.port
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.0.pid().ok()
+    }
+
     /// Ends the server politely.
     pub(crate) async fn stop(&self) -> Result<()> {
         self.0.clone().end("TERM").await
@@ -220,6 +230,11 @@ impl Redis {
 
     pub(crate) fn port(&self) -> u16 {
         self.0.port
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.0.pid().ok()
     }
 
     /// Ends the server politely.
@@ -670,7 +685,7 @@ pub(crate) fn signal_to(signal: &str, pids: &[u32]) -> Result<()> {
 }
 
 /// The direct children of a process, from /proc (elsewhere than Linux: none).
-fn children_of(parent: u32) -> Vec<u32> {
+pub(crate) fn children_of(parent: u32) -> Vec<u32> {
     let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
     let ids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     ids.filter(|pid| stat(*pid).is_some_and(|(_, of)| of == parent)).collect()
