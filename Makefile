@@ -7,10 +7,15 @@ SHELL := /bin/bash
 LOCKED := $(if $(CI),--locked,)
 # A real model for the demo, e.g. MODEL=openai:gpt-4o-mini (needs OPENAI_API_KEY). Empty: the scripted one.
 export MODEL
-# How many jobs `make bench` runs per row of its table.
+# Less of `make bench`: at most so many jobs per turn, only these of jobs,supersteps,tokens,memory,recovery.
 export JOBS
+export ROWS
+# How long `make chaos` makes trouble, and which: the same seed makes the same faults and jobs.
+MINUTES ?= 5
+export CHAOS_SECONDS ?=
+export CHAOS_SEED ?= $(SEED)
 
-.PHONY: help setup demo test check lint fmt bench
+.PHONY: help setup demo test check lint fmt bench chaos
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,5 +43,8 @@ lint: ## formatting and clippy, warnings are errors
 fmt: ## format the code
 	cargo fmt --all
 
-bench: setup ## jobs per second and latency on real servers, beside raw baselines (JOBS=n)
+bench: setup ## speed, memory, recovery on real servers beside raw limits (ROWS=jobs,tokens JOBS=n for less)
 	cargo bench $(LOCKED) --bench load
+
+chaos: setup ## kill, pause, cut off and restart everything under load, then check every promise (MINUTES=n, SEED=n)
+	@CHAOS_MINUTES=$(MINUTES) RUST_BACKTRACE=0 cargo test $(LOCKED) --test it chaos::nothing -- --nocapture
