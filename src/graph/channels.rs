@@ -5,7 +5,7 @@ use serde_json::{Value as Json, json};
 
 use super::{
     compiled::{ChannelSpec, Reducer},
-    definition::{ChannelDefinition, NodeDefinition},
+    definition::{APPROVAL, ChannelDefinition, NodeWork, ROUTE},
     diagnostic::Diagnostic,
     json_schema::{escape, kind_of},
     lower::{self, BUILTIN_TOOLS},
@@ -14,7 +14,7 @@ use super::{
 use crate::value::{Name, Value};
 
 /// The conversation; every graph has it.
-const MESSAGES: &str = "messages";
+pub(super) const MESSAGES: &str = "messages";
 /// The virtual files of a run.
 const FILES: &str = "files";
 /// The todo list of a run.
@@ -29,6 +29,15 @@ pub(super) struct Channels {
 }
 
 impl Channels {
+    /// The channels of those names; one that is not declared keeps one value.
+    pub(super) fn only<'n>(&self, names: impl Iterator<Item = &'n str>) -> Self {
+        let spec =
+            |name: &str| self.specs.get(name).cloned().unwrap_or_else(|| spec(Reducer::LastValue, None));
+        let messages = std::iter::once(MESSAGES);
+        let specs = messages.chain(names).map(|name| (Name::from(name), spec(name)));
+        Self { specs: specs.collect(), unread: Vec::new() }
+    }
+
     /// What is wrong with `name` as the name of a channel, if anything.
     pub(super) fn check(&self, name: &str) -> Option<String> {
         if self.specs.contains_key(name) || self.unread.iter().any(|unread| unread == name) {
@@ -50,6 +59,24 @@ pub(super) fn read(parts: &Parts, mistakes: &mut Vec<Diagnostic>) -> Channels {
     if has_todos {
         // A model may write the list twice in one turn; that must not end the run.
         specs.insert(TODOS.into(), spec(Reducer::Replace, None));
+    }
+    for node in &parts.nodes {
+        let brought = match &node.value.work {
+            NodeWork::Router(router) if router.writes.is_none() => ROUTE,
+            NodeWork::Approval(approval) if approval.writes.is_none() => APPROVAL,
+            NodeWork::Router(_)
+            | NodeWork::Approval(_)
+            | NodeWork::Orchestrator(_)
+            | NodeWork::Specialist(_)
+            | NodeWork::Agent(_)
+            | NodeWork::Model(_)
+            | NodeWork::Transform(_)
+            | NodeWork::Fail(_)
+            | NodeWork::Map(_)
+            | NodeWork::Subgraph(_)
+            | NodeWork::Tool(_) => continue,
+        };
+        specs.insert(brought.into(), spec(Reducer::LastValue, None));
     }
     let mut unread = parts.unread_channels.clone();
     for (name, channel) in &parts.definition.value.channels {
@@ -77,15 +104,35 @@ fn uses_builtins(parts: &Parts) -> (bool, bool) {
     if lower::is_deep(parts) {
         return (true, true);
     }
-    let tools = parts.nodes.iter().flat_map(|node| match &node.value {
-        NodeDefinition::Orchestrator(agent)
-        | NodeDefinition::Specialist(agent)
-        | NodeDefinition::Agent(agent) => agent.tools.as_slice(),
-        NodeDefinition::Model(_) | NodeDefinition::Transform(_) => &[],
+    let tools = parts.nodes.iter().flat_map(|node| match &node.value.work {
+        NodeWork::Orchestrator(agent) | NodeWork::Specialist(agent) | NodeWork::Agent(agent) => {
+            agent.tools.as_slice()
+        }
+        NodeWork::Tool(node) => std::slice::from_ref(&node.tool),
+        NodeWork::Model(_)
+        | NodeWork::Transform(_)
+        | NodeWork::Router(_)
+        | NodeWork::Approval(_)
+        | NodeWork::Fail(_)
+        | NodeWork::Map(_)
+        | NodeWork::Subgraph(_) => &[],
     });
-    let is_todos = |name: &&String| *name == BUILTIN_TOOLS[0];
+    let of_items = parts.nodes.iter().filter_map(|node| match &node.value.work {
+        NodeWork::Map(map) => map.node.get("tool").or_else(|| map.node.pointer("/config/tool"))?.as_str(),
+        NodeWork::Orchestrator(_)
+        | NodeWork::Specialist(_)
+        | NodeWork::Agent(_)
+        | NodeWork::Model(_)
+        | NodeWork::Transform(_)
+        | NodeWork::Subgraph(_)
+        | NodeWork::Tool(_)
+        | NodeWork::Router(_)
+        | NodeWork::Approval(_)
+        | NodeWork::Fail(_) => None,
+    });
+    let tools = tools.map(String::as_str).chain(of_items);
     let (todos, files): (Vec<_>, Vec<_>) =
-        tools.filter(|name| BUILTIN_TOOLS.contains(&name.as_str())).partition(is_todos);
+        tools.filter(|name| BUILTIN_TOOLS.contains(name)).partition(|name| *name == BUILTIN_TOOLS[0]);
     (!files.is_empty(), !todos.is_empty())
 }
 

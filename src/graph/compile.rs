@@ -6,17 +6,21 @@ use std::{
 };
 
 use indexmap::IndexMap;
-use petgraph::graph::DiGraph;
+use petgraph::graph::{DiGraph, NodeIndex};
 
 use super::{
     channels::{self, Channels},
-    compiled::{Branch, Case, CompiledGraph, Edge, Node, NodeKind, Routes, Subagent},
-    definition::{NodeDefinition, ToolDefinition},
+    compiled::{Branch, Case, CompiledGraph, Edge, Node, NodeKind, Pauses, Routes, Subagent},
+    definition::{NodeDefinition, NodeWork, ToolDefinition},
     diagnostic::Diagnostic,
     flow::{self, Checked, FlowEdge, FlowKind, Point},
-    lower::{self, Lowered, PlainNode},
+    gates,
+    lower::{self, ItemNode, Lowered, PlainNode, Policies},
+    nested::{Nesting, Stored, alone},
+    policy::{CallLimits, Policy},
     read::{self, Parts},
-    tools,
+    routing, tools,
+    variables::{self, Variables},
 };
 use crate::value::Name;
 
@@ -28,6 +32,8 @@ const DEEP_RECURSION_LIMIT: u32 = 1_000;
 const MAX_MISTAKES: usize = 100;
 /// The name of a graph without one.
 const DEFAULT_NAME: &str = "agent";
+/// What the final text of a run that failed by its own word begins with, unless the definition says otherwise.
+const FAILURE_MARK: &str = "HALT:";
 
 /// How large a definition may be.
 #[derive(Clone, Debug)]
@@ -40,18 +46,27 @@ pub struct Limits {
     pub max_edges: usize,
     /// Levels of nested JSON.
     pub max_depth: usize,
+    /// Items of one `map`.
+    pub max_map_items: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_bytes: 1 << 20, max_nodes: 200, max_edges: 1_000, max_depth: 32 }
+        Self { max_bytes: 1 << 20, max_nodes: 200, max_edges: 1_000, max_depth: 32, max_map_items: 1_000 }
     }
 }
 
 /// Compiles the definition in `json`, or reports every mistake in it with the author's pointer.
 pub fn compile(json: &[u8], limits: &Limits) -> Result<CompiledGraph, Vec<Diagnostic>> {
+    compile_with(json, limits, &Stored::new())
+}
+
+/// The same for a definition that refers to `stored` ones; see [`references`](super::references).
+pub fn compile_with(json: &[u8], limits: &Limits, stored: &Stored) -> Result<CompiledGraph, Vec<Diagnostic>> {
     let mut mistakes = Vec::new();
-    let graph = read::read(json, limits, &mut mistakes).and_then(|parts| assemble(&parts, &mut mistakes));
+    let nesting = Nesting::new(limits, stored);
+    let graph =
+        read::read(json, limits, &mut mistakes).and_then(|parts| assemble(&parts, &nesting, &mut mistakes));
     match graph {
         Some(graph) if mistakes.is_empty() => Ok(graph),
         _ => {
@@ -62,20 +77,28 @@ pub fn compile(json: &[u8], limits: &Limits) -> Result<CompiledGraph, Vec<Diagno
 }
 
 /// Checks the parts against each other and builds the graph; `None` when mistakes make that senseless.
-fn assemble(parts: &Parts, mistakes: &mut Vec<Diagnostic>) -> Option<CompiledGraph> {
+pub(super) fn assemble(
+    parts: &Parts,
+    nesting: &Nesting<'_>,
+    mistakes: &mut Vec<Diagnostic>,
+) -> Option<CompiledGraph> {
     let definition = &parts.definition.value;
     // Where parts are missing, what is unreachable or leads nowhere cannot be told.
     let is_read = parts.nodes.len() == definition.nodes.len() && parts.edges.len() == definition.edges.len();
     check_names(parts, mistakes);
     let tools = tools::read(parts, mistakes);
     let channels = channels::read(parts, mistakes);
-    let lowered = lower::lower(parts, &tools, &channels, mistakes);
+    let variables = variables::read(parts, &channels, mistakes);
+    let known = lower::Known { tools: &tools, channels: &channels, variables: &variables, nesting };
+    let lowered = lower::lower(parts, known, mistakes);
+    let names = names(parts);
+    let policies = lower::policies(parts, &lowered, (&channels, &names), mistakes);
     check_output(parts, &channels, mistakes);
     let recursion_limit = recursion_limit(parts, mistakes);
-    let (mut edges, are_joined) =
-        flow::read(&parts.edges, &names(parts), &|name| channels.check(name), mistakes);
-    if is_read && are_joined {
-        check_flow(parts, &lowered, &mut edges, mistakes);
+    let (mut edges, are_joined) = flow::read(&parts.edges, &names, &|name| channels.check(name), mistakes);
+    let are_routed = routing::add(parts, &names, &mut edges, mistakes);
+    if is_read && are_joined && are_routed {
+        check_flow(parts, (&lowered, &policies), &mut edges, mistakes);
     }
     if !mistakes.is_empty() {
         return None;
@@ -83,7 +106,9 @@ fn assemble(parts: &Parts, mistakes: &mut Vec<Diagnostic>) -> Option<CompiledGra
     let shared = Shared {
         hash: Arc::clone(&parts.hash),
         channels,
+        variables,
         tools: Arc::new(tools),
+        policies,
         recursion_limit: recursion_limit?,
     };
     let name = match (&definition.name, lowered.nodes.as_slice()) {
@@ -91,16 +116,31 @@ fn assemble(parts: &Parts, mistakes: &mut Vec<Diagnostic>) -> Option<CompiledGra
         (None, [only]) => Name::clone(&only.name),
         (None, _) => DEFAULT_NAME.into(),
     };
-    let mut graph = build(&name, lowered.nodes, edges, &shared);
+    let items = lowered.items.into_iter().map(|item| ItemNode { node: alone(item.node, &shared), ..item });
+    let mut graph = build(&name, (lowered.nodes, items.collect()), edges, &shared);
     for specialist in lowered.specialists {
         let name = Name::clone(&specialist.node.name);
         let mut edges = Vec::new();
         flow::complete(&mut edges, 1);
-        let graph_of_one = build(&name, vec![specialist.node], edges, &shared);
+        let mut graph_of_one = build(&name, (vec![specialist.node], Vec::new()), edges, &shared);
+        for node in graph_of_one.topology.node_weights_mut() {
+            // There is no other node to lead to; whoever delegates is told of the failure.
+            node.policy.on_error = None;
+        }
         let subagent = Subagent { description: specialist.description, graph: Arc::new(graph_of_one) };
         graph.subagents.insert(name, subagent);
     }
+    graph.limits = lower::limits(parts);
+    graph.version = definition.version.as_deref().map(Arc::from);
     graph.output = definition.output.iter().map(|name| name.as_str().into()).collect();
+    let mark = definition.failure_mark.as_deref().unwrap_or(FAILURE_MARK).trim();
+    for node in &parts.nodes {
+        let at = graph.by_name.get(node.value.id()).copied();
+        if let Some(node_there) = at.and_then(|at| graph.topology.node_weight_mut(at)) {
+            node_there.gates = gates::written(&node.value.common.requires);
+        }
+    }
+    graph.failure_mark = (!mark.is_empty()).then(|| mark.into());
     Some(graph)
 }
 
@@ -129,6 +169,11 @@ fn check_names(parts: &Parts, mistakes: &mut Vec<Diagnostic>) {
         if lower::is_in_flow(&node.value, delegates) {
             continue;
         }
+        if !node.value.common.requires.is_empty() {
+            let message =
+                "a specialist runs when it is delegated to; what it requires belongs to a node of the flow";
+            mistakes.push(Diagnostic::new(node.place("/requires"), message));
+        }
         let name = node.value.name();
         if let Some(message) = channels::wrong_name(name).filter(|_| name != id) {
             mistakes.push(Diagnostic::new(node.place("/name"), message));
@@ -146,33 +191,52 @@ fn check_names(parts: &Parts, mistakes: &mut Vec<Diagnostic>) {
     }
 }
 
-/// The names a node takes: its id and, of an agent, that of its tools.
+/// The names a node takes: its id and, of an agent, those of the nodes behind it; of a map, those of its parts.
 fn own_names(node: &NodeDefinition) -> Vec<String> {
     let id = node.id();
-    match node {
-        NodeDefinition::Orchestrator(_) | NodeDefinition::Specialist(_) | NodeDefinition::Agent(_) => {
-            vec![id.to_owned(), format!("{id}.tools")]
+    match &node.work {
+        NodeWork::Orchestrator(agent) | NodeWork::Specialist(agent) | NodeWork::Agent(agent) => {
+            let summary = agent.summarize.as_ref().map(|_| lower::summary_name(id).to_string());
+            [id.to_owned(), format!("{id}.tools")].into_iter().chain(summary).collect()
         }
-        NodeDefinition::Model(_) | NodeDefinition::Transform(_) => vec![id.to_owned()],
+        NodeWork::Map(map) => {
+            let inline = map.node.is_object().then(|| format!("{id}.item"));
+            [id.to_owned(), format!("{id}.done")].into_iter().chain(inline).collect()
+        }
+        NodeWork::Model(_)
+        | NodeWork::Transform(_)
+        | NodeWork::Router(_)
+        | NodeWork::Approval(_)
+        | NodeWork::Fail(_)
+        | NodeWork::Subgraph(_)
+        | NodeWork::Tool(_) => vec![id.to_owned()],
     }
+}
+
+/// Nodes of the flow, in the order of their indices.
+fn in_flow(parts: &Parts) -> Vec<&read::Placed<NodeDefinition>> {
+    let (delegates, targets) = (lower::delegates(parts), lower::targets(parts));
+    let is_in_flow = |node: &&read::Placed<NodeDefinition>| {
+        lower::is_in_flow(&node.value, delegates) && !targets.contains(node.value.id())
+    };
+    parts.nodes.iter().filter(is_in_flow).collect()
 }
 
 /// What edges may name.
 fn names(parts: &Parts) -> flow::Names<'_> {
-    let delegates = lower::delegates(parts);
-    let in_flow = |node: &&read::Placed<NodeDefinition>| lower::is_in_flow(&node.value, delegates);
-    let mut nodes = HashMap::new();
-    for (index, node) in parts.nodes.iter().filter(in_flow).enumerate() {
+    let (delegates, targets) = (lower::delegates(parts), lower::targets(parts));
+    let (in_flow, mut nodes) = (in_flow(parts), HashMap::new());
+    for (index, node) in in_flow.iter().enumerate() {
         nodes.entry(node.value.id()).or_insert(index);
     }
-    for (index, node) in parts.nodes.iter().filter(in_flow).enumerate() {
+    for (index, node) in in_flow.iter().enumerate() {
         nodes.entry(node.value.name()).or_insert(index);
     }
-    let outside = parts.nodes.iter().filter(|node| !in_flow(node));
+    let outside = parts.nodes.iter().filter(|node| !lower::is_in_flow(&node.value, delegates));
     let specialists = outside.flat_map(|node| [node.value.id(), node.value.name()]);
     let specialists = specialists.filter(|name| !nodes.contains_key(name)).collect();
     let unread = parts.unread_nodes.iter().map(String::as_str).collect();
-    flow::Names { nodes, specialists, unread }
+    flow::Names { nodes, specialists, targets, unread }
 }
 
 fn check_output(parts: &Parts, channels: &Channels, mistakes: &mut Vec<Diagnostic>) {
@@ -198,13 +262,18 @@ fn recursion_limit(parts: &Parts, mistakes: &mut Vec<Diagnostic>) -> Option<u32>
     }
 }
 
-fn check_flow(parts: &Parts, lowered: &Lowered, edges: &mut Vec<FlowEdge>, mistakes: &mut Vec<Diagnostic>) {
+fn check_flow(
+    parts: &Parts,
+    (lowered, policies): (&Lowered, &Policies),
+    edges: &mut Vec<FlowEdge>,
+    mistakes: &mut Vec<Diagnostic>,
+) {
     if lowered.nodes.is_empty() {
         mistakes.push(Diagnostic::new("/nodes", "has no node that could run"));
         return;
     }
     let orchestrators =
-        parts.nodes.iter().filter(|node| matches!(node.value, NodeDefinition::Orchestrator(_))).count();
+        parts.nodes.iter().filter(|node| matches!(node.value.work, NodeWork::Orchestrator(_))).count();
     if edges.is_empty() && lowered.nodes.len() > 1 {
         let message = match orchestrators {
             0 | 1 => format!("{} nodes, but no edges that say in which order they run", lowered.nodes.len()),
@@ -214,48 +283,79 @@ fn check_flow(parts: &Parts, lowered: &Lowered, edges: &mut Vec<FlowEdge>, mista
         return;
     }
     flow::complete(edges, lowered.nodes.len());
-    let checked = |node: &PlainNode| matches!(node.kind, NodeKind::Model(_));
+    edges.extend(policies.routes.iter().cloned());
+    // A person bounds what a loop can do in a moment as well.
+    let checked = |node: &PlainNode| {
+        matches!(node.kind, NodeKind::Model(_) | NodeKind::Router(_) | NodeKind::Approval(_))
+    };
     let nodes: Vec<_> = lowered
         .nodes
         .iter()
         .map(|node| Checked { name: &node.name, place: node.place.clone(), is_model: checked(node) })
         .collect();
     flow::check(edges, &nodes, mistakes);
+    gates::check(&in_flow(parts), edges, &names(parts), mistakes);
 }
 
 /// What the graph of a definition and those of its specialists have in common.
-struct Shared {
-    hash: Arc<str>,
-    channels: Channels,
-    tools: Arc<IndexMap<Name, ToolDefinition>>,
-    recursion_limit: u32,
+pub(super) struct Shared {
+    pub(super) hash: Arc<str>,
+    pub(super) channels: Channels,
+    pub(super) variables: Variables,
+    pub(super) tools: Arc<IndexMap<Name, ToolDefinition>>,
+    pub(super) policies: Policies,
+    pub(super) recursion_limit: u32,
 }
 
 /// Builds a graph of which everything has been checked.
-fn build(name: &str, nodes: Vec<PlainNode>, edges: Vec<FlowEdge>, shared: &Shared) -> CompiledGraph {
-    let names: Vec<Name> = nodes.iter().map(|node| Name::clone(&node.name)).collect();
-    let mut wiring = Wiring::new(&names, edges);
-    let mut topology = DiGraph::new();
-    let mut by_name = HashMap::new();
-    let mut indices = Vec::new();
+pub(super) fn build(
+    name: &str,
+    (nodes, items): (Vec<PlainNode>, Vec<ItemNode>),
+    edges: Vec<FlowEdge>,
+    shared: &Shared,
+) -> CompiledGraph {
+    let names = nodes.iter().map(|node| {
+        let leaves = if matches!(node.kind, NodeKind::Map(_)) { done(&node.name) } else { node.name.clone() };
+        Ends { enters: node.name.clone(), leaves }
+    });
+    let mut wiring = Wiring::new(&names.collect::<Vec<_>>(), edges);
+    let mut items: HashMap<usize, ItemNode> = items.into_iter().map(|item| (item.map, item)).collect();
+    let mut drawing = Drawing::default();
+    // Where edges enter each node of the flow, and where they leave it.
+    let mut ends = Vec::new();
     for (index, node) in nodes.into_iter().enumerate() {
         let routes = wiring.routes.remove(&Point::Node(index)).unwrap_or_default();
         let triggers = wiring.triggers[index].iter().cloned().collect();
-        let at = topology.add_node(Node { name: Name::clone(&node.name), kind: node.kind, triggers, routes });
-        by_name.insert(Name::clone(&node.name), at);
-        indices.push(at);
-        let Some((tools_name, tools)) = node.tools else { continue };
-        let back = Routes { always: vec![branch_channel(&node.name)], branch: None };
-        let triggers = vec![branch_channel(&tools_name)];
-        let kind = NodeKind::Tools(tools);
-        let tools_at =
-            topology.add_node(Node { name: Name::clone(&tools_name), kind, triggers, routes: back });
-        by_name.insert(tools_name, tools_at);
-        topology.add_edge(at, tools_at, Edge::ToolCalls);
-        topology.add_edge(tools_at, at, Edge::Static);
+        let (policy, of_tools) = (shared.policies.of(&node), shared.policies.of_tools(&node));
+        // Summarising is a part of the agent's work.
+        let of_summary = Policy { cache: None, ..policy.clone() };
+        let PlainNode { name, kind, pauses, tools, summary, .. } = node;
+        if let Some(item) = items.remove(&index) {
+            let item_policy = shared.policies.of(&item.node);
+            let map = Node { pauses, policy, ..Node::plain(name, kind, triggers) };
+            ends.push(drawing.map(map, (item, item_policy), routes));
+            continue;
+        }
+        let at = Node { pauses, routes, policy, ..Node::plain(name.clone(), kind, triggers) };
+        let at = drawing.add(at);
+        ends.push((at, at));
+        let tools = tools.map(|(name, tools)| (name, NodeKind::Tools(tools), Edge::ToolCalls, of_tools));
+        let summary = summary.map(|(name, summary)| {
+            let label = format!("above {} tokens", summary.limits.trigger_tokens);
+            (name, NodeKind::Summary(Box::new(summary)), Edge::Conditional(label), of_summary)
+        });
+        for (behind_name, kind, edge, policy) in tools.into_iter().chain(summary) {
+            let triggers = vec![branch_channel(&behind_name)];
+            let routes = Routes { always: vec![branch_channel(&name)], branch: None };
+            let node = Node { routes, policy, ..Node::plain(behind_name, kind, triggers) };
+            let behind = drawing.add(node);
+            drawing.topology.add_edge(at, behind, edge);
+            drawing.topology.add_edge(behind, at, Edge::Static);
+        }
     }
+    let Drawing { mut topology, by_name } = drawing;
     for (source, target, edge) in wiring.drawn {
-        topology.add_edge(indices[source], indices[target], edge);
+        topology.add_edge(ends[source].1, ends[target].0, edge);
     }
     CompiledGraph {
         name: name.into(),
@@ -266,9 +366,67 @@ fn build(name: &str, nodes: Vec<PlainNode>, edges: Vec<FlowEdge>, shared: &Share
         by_name,
         subagents: IndexMap::new(),
         tools: Arc::clone(&shared.tools),
+        variables: Arc::clone(&shared.variables.values),
+        unset: shared.variables.unset.clone(),
         recursion_limit: shared.recursion_limit,
+        limits: CallLimits::default(),
+        version: None,
         output: Vec::new(),
+        failure_mark: None,
     }
+}
+
+/// Nodes as they are added to a graph.
+#[derive(Default)]
+struct Drawing {
+    topology: DiGraph<Node, Edge>,
+    by_name: HashMap<Name, NodeIndex>,
+}
+
+impl Drawing {
+    fn add(&mut self, node: Node) -> NodeIndex {
+        let name = Name::clone(&node.name);
+        let at = self.topology.add_node(node);
+        self.by_name.insert(name, at);
+        at
+    }
+
+    /// Adds a map, the node of its items, and the node where they come together, which goes on as `routes` say: a
+    /// condition after the map sees what all items wrote, and is decided once.
+    fn map(
+        &mut self,
+        map: Node,
+        (item, policy): (ItemNode, Policy),
+        routes: Routes,
+    ) -> (NodeIndex, NodeIndex) {
+        let done = done(&map.name);
+        let gather = || Routes { always: vec![branch_channel(&done)], branch: None };
+        let Pauses { before, after } = map.pauses;
+        // Without items the map goes there itself.
+        let at = self.add(Node { routes: gather(), pauses: Pauses { before, after: false }, ..map });
+        let triggers = vec![branch_channel(&item.node.name)];
+        let items = Some(item.rules);
+        let item = Node::plain(item.node.name, item.node.kind, triggers);
+        let item_at = self.add(Node { routes: gather(), items, policy, ..item });
+        let triggers = vec![branch_channel(&done)];
+        let pauses = Pauses { before: false, after };
+        let done_at = self.add(Node { routes, pauses, ..Node::plain(done, NodeKind::Gather, triggers) });
+        self.topology.add_edge(at, item_at, Edge::Items);
+        self.topology.add_edge(at, done_at, Edge::Static);
+        self.topology.add_edge(item_at, done_at, Edge::Static);
+        (at, done_at)
+    }
+}
+
+/// The node where the items of a map come together.
+fn done(map: &str) -> Name {
+    format!("{map}.done").into()
+}
+
+/// The names of a node of the flow as the target and as the source of edges; only of a map they differ.
+struct Ends {
+    enters: Name,
+    leaves: Name,
 }
 
 /// Edges as channels: what each point writes when it is done, and what each node waits for.
@@ -279,8 +437,8 @@ struct Wiring {
 }
 
 impl Wiring {
-    fn new(names: &[Name], edges: Vec<FlowEdge>) -> Self {
-        let triggers = names.iter().map(|name| BTreeSet::from([branch_channel(name)])).collect();
+    fn new(names: &[Ends], edges: Vec<FlowEdge>) -> Self {
+        let triggers = names.iter().map(|name| BTreeSet::from([branch_channel(&name.enters)])).collect();
         let mut wiring = Self { routes: HashMap::new(), triggers, drawn: Vec::new() };
         for edge in edges {
             wiring.add(names, edge);
@@ -288,20 +446,21 @@ impl Wiring {
         wiring
     }
 
-    fn add(&mut self, names: &[Name], edge: FlowEdge) {
+    fn add(&mut self, names: &[Ends], edge: FlowEdge) {
         let target = match edge.target {
             Point::Node(index) => Some(index),
             Point::Start | Point::End => None,
         };
-        let channel = target.map(|index| branch_channel(&names[index]));
+        let channel = target.map(|index| branch_channel(&names[index].enters));
         let routes = self.routes.entry(edge.source).or_default();
+        let label = edge.gate_label().unwrap_or_default().to_owned();
         let drawn = match edge.kind {
             FlowKind::Static => {
                 routes.always.extend(channel);
                 Edge::Static
             }
-            FlowKind::When(when, label) => {
-                branch(routes).cases.push(Case { when, target: channel });
+            FlowKind::When(when, _) => {
+                branch(routes).cases.push(Case { when, target: channel, label: label.clone() });
                 Edge::Conditional(label)
             }
             FlowKind::Otherwise => {
@@ -312,16 +471,18 @@ impl Wiring {
                 self.add_join(names, &sources, target);
                 return;
             }
+            // Where it leads is in the node's policy.
+            FlowKind::OnError => Edge::OnError,
         };
         if let (Point::Node(source), Some(target)) = (edge.source, target) {
             self.drawn.push((source, target, drawn));
         }
     }
 
-    fn add_join(&mut self, names: &[Name], sources: &[usize], target: Option<usize>) {
+    fn add_join(&mut self, names: &[Ends], sources: &[usize], target: Option<usize>) {
         let Some(target) = target else { return };
-        let joined = sources.iter().map(|index| &*names[*index]).collect::<Vec<_>>().join("+");
-        let channel = Name::from(format!("join:{joined}:{}", names[target]));
+        let joined = sources.iter().map(|index| &*names[*index].leaves).collect::<Vec<_>>().join("+");
+        let channel = Name::from(format!("join:{joined}:{}", names[target].enters));
         self.triggers[target].insert(Name::clone(&channel));
         for source in sources {
             let routes = self.routes.entry(Point::Node(*source)).or_default();
@@ -335,6 +496,7 @@ fn branch(routes: &mut Routes) -> &mut Branch {
     routes.branch.get_or_insert_with(|| Branch { cases: Vec::new(), otherwise: None })
 }
 
-fn branch_channel(node: &str) -> Name {
+/// The channel that runs `node`.
+pub(super) fn branch_channel(node: &str) -> Name {
     format!("branch:to:{node}").into()
 }

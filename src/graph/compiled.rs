@@ -1,6 +1,10 @@
 //! The compiled graph: a petgraph of plain nodes with the channels they read and write.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use indexmap::IndexMap;
 use petgraph::graph::{DiGraph, NodeIndex};
@@ -9,8 +13,9 @@ use serde_json::Value as Json;
 use super::{
     definition::{ModelSettings, ToolDefinition},
     expression::{Expression, Template},
+    policy::{CallLimits, Policy},
 };
-use crate::value::{Name, Value};
+use crate::value::{Name, State, Value};
 
 /// A graph without mistakes, ready to run; shared by all runs of the same definition.
 #[derive(Debug)]
@@ -31,10 +36,20 @@ pub struct CompiledGraph {
     pub subagents: IndexMap<Name, Subagent>,
     /// Tools the definition brings along, by name.
     pub tools: Arc<IndexMap<Name, ToolDefinition>>,
+    /// Variables of the definition that have a value; prompts hold them already.
+    pub variables: Arc<State>,
+    /// Variables that must be filled in before it can run.
+    pub unset: BTreeSet<Name>,
     /// Most supersteps of one job; a job may ask for another number.
     pub recursion_limit: u32,
+    /// What else one job may do.
+    pub limits: CallLimits,
+    /// The author's version of the definition.
+    pub version: Option<Arc<str>>,
     /// Channels whose values are the output; empty means the text of the last AI message.
     pub output: Vec<Name>,
+    /// What that text begins with when the run has failed, whatever else it did.
+    pub failure_mark: Option<Name>,
 }
 
 impl CompiledGraph {
@@ -91,6 +106,40 @@ pub struct Node {
     pub triggers: Vec<Name>,
     /// Where it leads when it has finished without sends.
     pub routes: Routes,
+    /// What every way to it passes, as people read it; checked when the graph was compiled.
+    pub gates: Vec<String>,
+    /// Whether runs stop at it.
+    pub pauses: Pauses,
+    /// How it runs for the items of a map; `None` when edges lead to it.
+    pub items: Option<ItemRules>,
+    /// What is done when it fails, and how long it may take.
+    pub policy: Policy,
+}
+
+impl Node {
+    /// A node that leads nowhere, has no gates and no policy, and at which no run pauses.
+    pub(super) fn plain(name: Name, kind: NodeKind, triggers: Vec<Name>) -> Self {
+        let (routes, gates, pauses) = (Routes::default(), Vec::new(), Pauses::default());
+        Self { name, kind, triggers, routes, gates, pauses, items: None, policy: Policy::default() }
+    }
+}
+
+/// Whether runs stop at a node until a job continues them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pauses {
+    /// Before it runs.
+    pub before: bool,
+    /// After it has run.
+    pub after: bool,
+}
+
+/// How a node runs for the items of a map.
+#[derive(Debug)]
+pub struct ItemRules {
+    /// Tasks that run at the same time.
+    pub max_concurrency: Option<usize>,
+    /// The channel that collects failed items; a failure fails the run when there is none.
+    pub errors: Option<Name>,
 }
 
 /// Where a node leads.
@@ -119,10 +168,12 @@ pub struct Case {
     pub when: Condition,
     /// The trigger channel it writes; `None` leads to END.
     pub target: Option<Name>,
+    /// What its author calls it, or else its condition.
+    pub label: String,
 }
 
 /// When a conditional edge is taken.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Condition {
     /// An expression over the state.
     Expression(Expression),
@@ -176,6 +227,10 @@ pub enum Edge {
     Join,
     /// From a model to its tools, for each call it asks for.
     ToolCalls,
+    /// From a map to the node that runs for each of its items.
+    Items,
+    /// Taken when the node has failed for good.
+    OnError,
 }
 
 /// What running a node means.
@@ -187,6 +242,22 @@ pub enum NodeKind {
     Tools(ToolsNode),
     /// Expressions that write channels.
     Transform(TransformNode),
+    /// A model call that replaces the older messages of an agent's conversation by a summary.
+    Summary(Box<SummaryNode>),
+    /// A model's choice of where to go on.
+    Router(Box<RouterNode>),
+    /// A person's answer.
+    Approval(Box<ApprovalNode>),
+    /// The end of the job as failed.
+    Fail(FailNode),
+    /// Sends the items of a list to a node.
+    Map(MapNode),
+    /// Where the items of a map come together; does nothing.
+    Gather,
+    /// A graph with a state of its own.
+    Subgraph(SubgraphNode),
+    /// One tool call without a model.
+    Tool(ToolNode),
 }
 
 /// One model call.
@@ -202,12 +273,47 @@ pub struct ModelNode {
     pub tools: Vec<Name>,
     /// The node that answers its tool calls; `None` when it has no tools.
     pub tools_node: Option<Name>,
+    /// Who shortens the conversation first when it has grown too long.
+    pub summary: Option<Handover>,
     /// JSON Schema the answer must satisfy; the answer is then a JSON value.
     pub output_schema: Option<Json>,
+    /// How often a wrong answer is corrected.
+    pub schema_retries: u32,
     /// The channel that gets the answer; `None` appends it to `messages`.
     pub writes: Option<Name>,
-    /// Seconds one call may take.
-    pub timeout_seconds: Option<f64>,
+    /// Whether the answer is appended to `messages` even if a channel gets it: the conversation of an agent.
+    pub keeps_answer: bool,
+}
+
+/// To whom a model node hands over instead of calling its model.
+#[derive(Clone, Debug)]
+pub struct Handover {
+    /// The node that summarises; it leads back.
+    pub node: Name,
+    /// When.
+    pub limits: SummaryLimits,
+}
+
+/// When a conversation is summarised, and what stays of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SummaryLimits {
+    /// Tokens of the conversation above which it is.
+    pub trigger_tokens: u64,
+    /// Newest messages that stay.
+    pub keep_messages: usize,
+}
+
+/// One model call that summarises a conversation.
+#[derive(Debug)]
+pub struct SummaryNode {
+    /// The agent whose conversation it is; its events carry this name.
+    pub agent: Name,
+    /// Which model.
+    pub model: Arc<ModelSettings>,
+    /// Instructions, rendered over the state.
+    pub prompt: Template,
+    /// What stays.
+    pub limits: SummaryLimits,
 }
 
 /// Tool calls of one agent; each task runs one of them.
@@ -217,6 +323,8 @@ pub struct ToolsNode {
     pub agent: Name,
     /// Tools that may be called, by name; `task` delegates to [`CompiledGraph::subagents`].
     pub tools: Vec<Name>,
+    /// Those whose calls a person must approve of.
+    pub approvals: Vec<Name>,
 }
 
 /// Expressions that write channels.
@@ -224,6 +332,95 @@ pub struct ToolsNode {
 pub struct TransformNode {
     /// Channel and the expression whose value is written to it, in the order of the definition.
     pub writes: Vec<(Name, Expression)>,
+}
+
+/// A model's choice of where to go on. Where each choice leads is in the node's conditional edges.
+#[derive(Debug)]
+pub struct RouterNode {
+    /// The call; its `output_schema` is that of a choice.
+    pub call: ModelNode,
+    /// What the model is told about the targets, beside the call's own instructions.
+    pub instructions: String,
+    /// Least confidence of a choice.
+    pub min_confidence: f64,
+    /// Whether the node leads somewhere without a choice; otherwise the job fails then.
+    pub has_otherwise: bool,
+    /// The channel that gets `{target, confidence, reasoning}`.
+    pub writes: Name,
+}
+
+/// A person's answer.
+#[derive(Debug)]
+pub struct ApprovalNode {
+    /// What is asked, rendered over the state.
+    pub question: Template,
+    /// What is shown beside it.
+    pub details: Option<Expression>,
+    /// JSON Schema of the answer.
+    pub response_schema: Option<Json>,
+    /// How long to wait, and the answer when nobody has given one by then.
+    pub deadline: Option<(Duration, Json)>,
+    /// The channel that gets the answer.
+    pub writes: Name,
+}
+
+/// The end of the job as failed.
+#[derive(Debug)]
+pub struct FailNode {
+    /// The `type` of the error.
+    pub code: String,
+    /// The error in words, rendered over the state.
+    pub message: Template,
+}
+
+/// Sends the items of a list to a node.
+#[derive(Debug)]
+pub struct MapNode {
+    /// The list.
+    pub items: Expression,
+    /// The node that runs for each item.
+    pub node: Name,
+    /// Most items.
+    pub max_items: usize,
+}
+
+/// A graph with a state of its own.
+#[derive(Debug)]
+pub struct SubgraphNode {
+    /// The graph that runs.
+    pub graph: Arc<CompiledGraph>,
+    /// Channels of that graph and expressions over this graph's state.
+    pub input: Vec<(Name, Expression)>,
+    /// Channels of this graph and expressions over that graph's last state.
+    pub output: Vec<(Name, Expression)>,
+    /// The author's pointer to the definition, or to the reference that names it.
+    pub place: String,
+}
+
+/// One tool call without a model.
+#[derive(Debug)]
+pub struct ToolNode {
+    /// The tool.
+    pub tool: Name,
+    /// Its arguments, in the order of the definition.
+    pub arguments: Vec<(Name, Argument)>,
+    /// The channel that gets the answer.
+    pub writes: Option<Name>,
+}
+
+/// An argument of a tool call, made from the state.
+#[derive(Debug)]
+pub enum Argument {
+    /// The value of an expression.
+    Expression(Expression),
+    /// The text of a template.
+    Text(Template),
+    /// A value without texts in it.
+    Plain(Value),
+    /// A list of arguments.
+    List(Vec<Argument>),
+    /// A map of arguments.
+    Map(Vec<(Name, Argument)>),
 }
 
 /// A graph that a tool call may delegate to.

@@ -1,6 +1,6 @@
 //! Conditions of edges: read from a definition, decided over a state.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, fmt};
 
 use serde_json::{Map as JsonMap, Value as Json};
 
@@ -103,6 +103,40 @@ fn contains(found: &Value, wanted: &Value) -> bool {
         (Value::Map(map), Value::String(key)) => map.contains_key(key),
         (Value::List(items) | Value::Set(items), _) => items.iter().any(|item| equal(item, wanted)),
         _ => false,
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let joined = |conditions: &[Condition], word: &str| {
+            let parts: Vec<_> = conditions.iter().map(|one| format!("({one})")).collect();
+            parts.join(word)
+        };
+        match self {
+            Self::Expression(expression) => f.write_str(expression.source()),
+            Self::Compare { path, op: Comparison::Exists, .. } => write!(f, "{path} exists"),
+            Self::Compare { path, op, value } => write!(f, "{path} {} {}", sign(*op), json(value)),
+            Self::All(all) => f.write_str(&joined(all, " and ")),
+            Self::Any(any) => f.write_str(&joined(any, " or ")),
+            Self::Not(inner) => write!(f, "not ({inner})"),
+        }
+    }
+}
+
+fn json(value: &Value) -> String {
+    value.to_json().to_string()
+}
+
+fn sign(comparison: Comparison) -> &'static str {
+    match comparison {
+        Comparison::Eq => "==",
+        Comparison::Ne => "!=",
+        Comparison::Lt => "<",
+        Comparison::Le => "<=",
+        Comparison::Gt => ">",
+        Comparison::Ge => ">=",
+        Comparison::Contains => "contains",
+        Comparison::Exists => "exists",
     }
 }
 

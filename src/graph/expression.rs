@@ -60,6 +60,8 @@ pub struct Template {
     source: Arc<str>,
     body: Body,
     names: Arc<BTreeSet<String>>,
+    /// Names with the same value in every state.
+    fixed: Arc<State>,
 }
 
 #[derive(Clone)]
@@ -135,12 +137,18 @@ impl Template {
         let mut environment = environment().clone();
         environment.add_template_owned(TEMPLATE, hardened.source).map_err(|e| wrong(&e))?;
         let body = Body::Parsed(Arc::new(environment));
-        Ok(Self { source: source.into(), body, names: Arc::new(hardened.names) })
+        let (names, fixed) = (Arc::new(hardened.names), Arc::default());
+        Ok(Self { source: source.into(), body, names, fixed })
+    }
+
+    /// The same with names that have the same value in every state; a channel of such a name is hidden.
+    pub fn with(self, fixed: &Arc<State>) -> Self {
+        Self { fixed: Arc::clone(fixed), ..self }
     }
 
     /// A template that renders as `text`, whatever marks are in it.
     pub fn literal(text: &str) -> Self {
-        Self { source: text.into(), body: Body::Literal, names: Arc::default() }
+        Self { source: text.into(), body: Body::Literal, names: Arc::default(), fixed: Arc::default() }
     }
 
     /// The text it was parsed from.
@@ -172,7 +180,7 @@ impl Template {
         let template = environment.get_template(TEMPLATE).map_err(|e| wrong(&e))?;
         let mut output = Output(Vec::new());
         let rendered = meter::escaping(escape, || {
-            template.render_captured_to(objects::root(state), &mut output).map(drop)
+            template.render_captured_to(objects::root_with(state, &self.fixed), &mut output).map(drop)
         });
         rendered.and_then(|()| meter::finish()).map_err(|e| wrong(&e))?;
         Ok(String::from_utf8(output.0).expect("the engine writes whole texts"))

@@ -26,17 +26,41 @@ pub(super) enum Point {
 }
 
 /// An edge of the flow.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FlowEdge {
     pub(super) source: Point,
     pub(super) target: Point,
     pub(super) kind: FlowKind,
     /// The author's pointer to it; empty when the author left it out.
     pub(super) place: String,
+    /// What the author calls it, if anything.
+    pub(super) label: Option<String>,
+}
+
+impl FlowEdge {
+    /// Whether it leaves the node.
+    pub(super) fn leaves(&self, node: usize) -> bool {
+        match &self.kind {
+            FlowKind::Join(sources) => sources.contains(&node),
+            FlowKind::Static | FlowKind::When(..) | FlowKind::Otherwise | FlowKind::OnError => {
+                self.source == Point::Node(node)
+            }
+        }
+    }
+
+    /// What gates call it: its label, or else its condition.
+    pub(super) fn gate_label(&self) -> Option<&str> {
+        let own = match &self.kind {
+            FlowKind::When(_, condition) => Some(condition.as_str()),
+            FlowKind::Otherwise => Some("otherwise"),
+            FlowKind::Static | FlowKind::Join(_) | FlowKind::OnError => None,
+        };
+        self.label.as_deref().or(own)
+    }
 }
 
 /// When an edge is taken.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum FlowKind {
     /// Always.
     Static,
@@ -46,6 +70,8 @@ pub(super) enum FlowKind {
     Otherwise,
     /// When all of these nodes have finished; `source` is the first of them.
     Join(Vec<usize>),
+    /// When the source has failed for good.
+    OnError,
 }
 
 /// What flow edges may name.
@@ -55,6 +81,8 @@ pub(super) struct Names<'a> {
     pub(super) nodes: HashMap<&'a str, usize>,
     /// Ids and names of specialists: edges to them say who delegates.
     pub(super) specialists: BTreeSet<&'a str>,
+    /// Nodes that run for the items of a map.
+    pub(super) targets: BTreeSet<&'a str>,
     /// Names of nodes that could not be read.
     pub(super) unread: BTreeSet<&'a str>,
 }
@@ -63,14 +91,20 @@ impl Names<'_> {
     fn is_known(&self, name: &str) -> bool {
         self.nodes.contains_key(name)
             || self.specialists.contains(name)
+            || self.targets.contains(name)
             || self.unread.contains(name)
             || [START, END].contains(&name)
     }
 
     /// What is wrong with `name` as an end of an edge, if anything.
-    fn wrong_end(&self, name: &str, is_flow: bool) -> Option<String> {
+    pub(super) fn wrong_end(&self, name: &str, is_flow: bool) -> Option<String> {
         if !self.is_known(name) {
             return Some(format!("unknown node `{name}`; known: {}", self.list()));
+        }
+        if self.targets.contains(name) {
+            return Some(format!(
+                "`{name}` runs for the items of a map; the map's edges say what comes before and after"
+            ));
         }
         (is_flow && self.specialists.contains(name))
             .then(|| format!("`{name}` is a specialist: it runs when it is delegated to, not in the flow"))
@@ -112,7 +146,8 @@ pub(super) fn read(
         };
         match (ends, kind) {
             ((Some(source), Some(target)), Some(kind)) => {
-                flow.push(FlowEdge { source, target, kind, place: edge.place("") });
+                let label = edge.value.label.clone();
+                flow.push(FlowEdge { source, target, kind, place: edge.place(""), label });
             }
             _ => are_joined = false,
         }
@@ -184,13 +219,13 @@ fn read_kind(
                 let message = "an edge has `when` or `otherwise`, not both";
                 mistakes.push(Diagnostic::new(edge.place("/otherwise"), message));
             }
-            let label = when.as_str().map_or_else(|| when.to_string(), str::to_owned);
             let condition = condition::read(when, &edge.place("/when"), check_channel);
             let condition = condition.unwrap_or_else(|wrong| {
                 mistakes.extend(wrong);
                 // The graph is not built, but the edge stays in it for the checks that follow.
                 Condition::Any(Vec::new())
             });
+            let label = condition.to_string();
             FlowKind::When(condition, label)
         }
         None if otherwise => FlowKind::Otherwise,
@@ -241,7 +276,13 @@ pub(super) fn complete(edges: &mut Vec<FlowEdge>, nodes: usize) {
         return;
     }
     let only = Point::Node(0);
-    let implied = |source, target| FlowEdge { source, target, kind: FlowKind::Static, place: String::new() };
+    let implied = |source, target| FlowEdge {
+        source,
+        target,
+        kind: FlowKind::Static,
+        place: String::new(),
+        label: None,
+    };
     if !edges.iter().any(|edge| edge.source == Point::Start) {
         edges.push(implied(Point::Start, only));
     }
@@ -311,7 +352,7 @@ fn check_repeats(edges: &[FlowEdge], mistakes: &mut Vec<Diagnostic>) {
         let sources = match &edge.kind {
             FlowKind::Static => BTreeSet::from([edge.source]),
             FlowKind::Join(sources) => sources.iter().copied().map(Point::Node).collect(),
-            FlowKind::When(..) | FlowKind::Otherwise => continue,
+            FlowKind::When(..) | FlowKind::Otherwise | FlowKind::OnError => continue,
         };
         if !seen.insert((sources, edge.target)) {
             mistakes.push(Diagnostic::new(&edge.place, "the same edge is there before"));
@@ -329,7 +370,9 @@ fn check_reachable(edges: &[FlowEdge], nodes: &[Checked<'_>], mistakes: &mut Vec
                 FlowKind::Join(sources) => {
                     sources.iter().all(|source| reached.contains(&Point::Node(*source)))
                 }
-                FlowKind::Static | FlowKind::When(..) | FlowKind::Otherwise => reached.contains(&edge.source),
+                FlowKind::Static | FlowKind::When(..) | FlowKind::Otherwise | FlowKind::OnError => {
+                    reached.contains(&edge.source)
+                }
             };
             if is_taken {
                 reached.insert(edge.target);
@@ -349,12 +392,9 @@ fn check_reachable(edges: &[FlowEdge], nodes: &[Checked<'_>], mistakes: &mut Vec
 }
 
 fn check_ends(edges: &[FlowEdge], nodes: &[Checked<'_>], mistakes: &mut Vec<Diagnostic>) {
-    let leaving = |index: usize| {
-        edges.iter().filter(move |edge| match &edge.kind {
-            FlowKind::Join(sources) => sources.contains(&index),
-            FlowKind::Static | FlowKind::When(..) | FlowKind::Otherwise => edge.source == Point::Node(index),
-        })
-    };
+    // A failure is no way to end that an author can count on.
+    let ways = edges.iter().filter(|edge| !matches!(edge.kind, FlowKind::OnError)).collect::<Vec<_>>();
+    let leaving = |index: usize| ways.iter().filter(move |edge| edge.leaves(index));
     let mut ending = BTreeSet::from([Point::End]);
     for (index, node) in nodes.iter().enumerate() {
         let mut conditional =
@@ -395,7 +435,7 @@ fn check_loops(edges: &[FlowEdge], nodes: &[Checked<'_>], mistakes: &mut Vec<Dia
         let sources = match &edge.kind {
             FlowKind::Static => vec![edge.source],
             FlowKind::Join(sources) => sources.iter().copied().map(Point::Node).collect(),
-            FlowKind::When(..) | FlowKind::Otherwise => continue,
+            FlowKind::When(..) | FlowKind::Otherwise | FlowKind::OnError => continue,
         };
         for source in sources {
             if let (Point::Node(source), Point::Node(target)) = (source, edge.target)

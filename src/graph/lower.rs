@@ -3,22 +3,38 @@
 //!
 //! **Invariant:** every name a plain node carries (tool, channel, model) exists.
 
+mod arguments;
+mod map;
+mod people;
+mod policy;
+mod subgraph;
+mod summary;
+
+pub(super) use policy::{Policies, limits, read as policies};
+
 use std::{collections::BTreeSet, sync::Arc};
 
 use indexmap::IndexMap;
 
 use super::{
     channels::Channels,
-    compiled::{ModelNode, NodeKind, ToolsNode, TransformNode},
+    compiled::{ModelNode, NodeKind, Pauses, SummaryNode, ToolsNode, TransformNode},
     definition::{
-        AgentNode, CallNode, DEFAULT_MODEL, ExpressionsNode, ModelSettings, NodeDefinition, ToolDefinition,
+        AgentNode, CallNode, DEFAULT_MODEL, ExpressionsNode, ModelSettings, NodeDefinition, NodeWork,
+        ToolDefinition,
     },
     diagnostic::Diagnostic,
     expression::{Expression, Template},
     json_schema::Schema,
+    nested::Nesting,
     read::{Parts, Placed},
+    variables::Variables,
 };
+pub(super) use map::{ItemNode, targets};
+use serde_json::Value as Json;
+
 use crate::value::Name;
+pub(super) use summary::node_name as summary_name;
 
 /// Built-in tools on the run's virtual files and todos, in the order models see them.
 pub const BUILTIN_TOOLS: [&str; 7] =
@@ -33,7 +49,10 @@ const GENERAL_PURPOSE_DESCRIPTION: &str = "For tasks of several steps that fit n
 const GENERAL_PURPOSE_PROMPT: &str = "You are given one task. Work on it on your own, with the tools you have, until it is done. Whoever gave it to \
      you reads nothing but your last message, so put everything they need to know into it.";
 
-/// A node of the flow, with the tools node behind it.
+/// How often a model is told what is wrong with an answer: most models need one hint, and each costs a call.
+const SCHEMA_RETRIES: u32 = 2;
+
+/// A node of the flow, with the nodes behind it.
 #[derive(Debug)]
 pub(super) struct PlainNode {
     pub(super) name: Name,
@@ -41,6 +60,15 @@ pub(super) struct PlainNode {
     pub(super) place: String,
     pub(super) kind: NodeKind,
     pub(super) tools: Option<(Name, ToolsNode)>,
+    pub(super) summary: Option<(Name, SummaryNode)>,
+    pub(super) pauses: Pauses,
+}
+
+impl PlainNode {
+    /// A node without tools at which no run pauses.
+    pub(super) fn new(name: Name, place: String, kind: NodeKind) -> Self {
+        Self { name, place, kind, tools: None, summary: None, pauses: Pauses::default() }
+    }
 }
 
 /// A specialist: a graph of one agent.
@@ -55,25 +83,27 @@ pub(super) struct Specialist {
 pub(super) struct Lowered {
     /// Nodes of the flow, in the order of the definition; their index is their place in it.
     pub(super) nodes: Vec<PlainNode>,
+    /// What runs for the items of maps.
+    pub(super) items: Vec<ItemNode>,
     pub(super) specialists: Vec<Specialist>,
 }
 
 /// Whether the definition is a deep agent: it has an orchestrator or specialists.
 pub(super) fn is_deep(parts: &Parts) -> bool {
     let is_deep = |node: &Placed<NodeDefinition>| {
-        matches!(node.value, NodeDefinition::Orchestrator(_) | NodeDefinition::Specialist(_))
+        matches!(node.value.work, NodeWork::Orchestrator(_) | NodeWork::Specialist(_))
     };
     parts.nodes.iter().any(is_deep)
 }
 
 /// Whether the nodes of type `specialist` are delegated to; without an orchestrator they are agents of the flow.
 pub(super) fn delegates(parts: &Parts) -> bool {
-    parts.nodes.iter().any(|node| matches!(node.value, NodeDefinition::Orchestrator(_)))
+    parts.nodes.iter().any(|node| matches!(node.value.work, NodeWork::Orchestrator(_)))
 }
 
 /// Whether a node is part of the flow.
 pub(super) fn is_in_flow(node: &NodeDefinition, delegates: bool) -> bool {
-    !(delegates && matches!(node, NodeDefinition::Specialist(_)))
+    !(delegates && matches!(node.work, NodeWork::Specialist(_)))
 }
 
 /// Tools an agent has beside those it names.
@@ -84,36 +114,52 @@ enum Extras {
     BuiltinsAndTask,
 }
 
+/// What nodes may name.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) tools: &'a IndexMap<Name, ToolDefinition>,
+    pub(super) channels: &'a Channels,
+    pub(super) variables: &'a Variables,
+    pub(super) nesting: &'a Nesting<'a>,
+}
+
 /// Lowers the nodes of `parts`.
-pub(super) fn lower(
-    parts: &Parts,
-    tools: &IndexMap<Name, ToolDefinition>,
-    channels: &Channels,
-    mistakes: &mut Vec<Diagnostic>,
-) -> Lowered {
-    let mut lowering = Lowering { parts, tools, channels, mistakes };
-    let delegates = delegates(parts);
-    let mut lowered = Lowered { nodes: Vec::new(), specialists: Vec::new() };
-    for node in &parts.nodes {
+pub(super) fn lower(parts: &Parts, known: Known<'_>, mistakes: &mut Vec<Diagnostic>) -> Lowered {
+    let Known { tools, channels, variables, nesting } = known;
+    let mut lowering = Lowering { parts, tools, channels, variables, nesting, locals: &[], mistakes };
+    let (delegates, targets) = (delegates(parts), targets(parts));
+    let mut lowered = Lowered { nodes: Vec::new(), items: Vec::new(), specialists: Vec::new() };
+    for node in parts.nodes.iter().filter(|node| !targets.contains(node.value.id())) {
         let place = |pointer: &str| node.place(pointer);
-        match &node.value {
-            NodeDefinition::Orchestrator(agent) => {
-                lowered.nodes.push(lowering.agent(agent, &agent.id, &place, Extras::BuiltinsAndTask));
+        let common = &node.value.common;
+        let pauses = Pauses { before: common.interrupt_before, after: common.interrupt_after };
+        let plain = match &node.value.work {
+            NodeWork::Orchestrator(agent) => {
+                lowering.agent(agent, &common.id, &place, Extras::BuiltinsAndTask)
             }
-            NodeDefinition::Specialist(agent) if delegates => {
-                let plain = lowering.agent(agent, &agent.name, &place, Extras::Builtins);
-                let description = agent.description.clone().unwrap_or_else(|| agent.name.clone());
-                lowered.specialists.push(Specialist { description, node: plain });
+            NodeWork::Specialist(agent) if delegates => {
+                let plain = lowering.agent(agent, &common.name, &place, Extras::Builtins);
+                let description = common.description.clone().unwrap_or_else(|| common.name.clone());
+                let node = PlainNode { pauses, ..plain };
+                lowered.specialists.push(Specialist { description, node });
+                continue;
             }
-            NodeDefinition::Specialist(agent) => {
-                lowered.nodes.push(lowering.agent(agent, &agent.id, &place, Extras::Builtins));
+            NodeWork::Specialist(agent) => lowering.agent(agent, &common.id, &place, Extras::Builtins),
+            NodeWork::Agent(agent) => lowering.agent(agent, &common.id, &place, Extras::None),
+            NodeWork::Model(call) => lowering.call(call, &common.id, &place),
+            NodeWork::Transform(node) => lowering.expressions(node, &common.id, &place),
+            NodeWork::Router(node) => lowering.router(node, &common.id, &place),
+            NodeWork::Approval(node) => lowering.approval(node, &common.id, &place),
+            NodeWork::Fail(node) => lowering.fail(node, &common.id, &place),
+            NodeWork::Map(map) => {
+                let (plain, item) = lowering.map((map, lowered.nodes.len()), &common.id, &place);
+                lowered.items.extend(item);
+                plain
             }
-            NodeDefinition::Agent(agent) => {
-                lowered.nodes.push(lowering.agent(agent, &agent.id, &place, Extras::None));
-            }
-            NodeDefinition::Model(call) => lowered.nodes.push(lowering.call(call, &place)),
-            NodeDefinition::Transform(node) => lowered.nodes.push(lowering.expressions(node, &place)),
-        }
+            NodeWork::Subgraph(node) => lowering.subgraph(node, &common.id, &place),
+            NodeWork::Tool(node) => lowering.tool(node, &common.id, &place),
+        };
+        lowered.nodes.push(PlainNode { pauses, ..plain });
     }
     let is_taken = lowered.specialists.iter().any(|specialist| &*specialist.node.name == GENERAL_PURPOSE);
     if delegates && !is_taken {
@@ -128,6 +174,10 @@ struct Lowering<'a> {
     parts: &'a Parts,
     tools: &'a IndexMap<Name, ToolDefinition>,
     channels: &'a Channels,
+    variables: &'a Variables,
+    nesting: &'a Nesting<'a>,
+    /// Names that are no channels but may be read all the same.
+    locals: &'static [&'static str],
     mistakes: &'a mut Vec<Diagnostic>,
 }
 
@@ -144,6 +194,7 @@ impl Lowering<'_> {
 
     fn agent(&mut self, agent: &AgentNode, name: &str, place: Place<'_>, extras: Extras) -> PlainNode {
         let tools = self.agent_tools(&agent.tools, place, extras);
+        let approvals = self.approvals(&agent.requires_approval, &tools, place);
         let is_literal = extras != Extras::None;
         let system_prompt = match &agent.system_prompt {
             // Prompts of deep agents may hold any text, code in braces included.
@@ -151,28 +202,38 @@ impl Lowering<'_> {
             Some(prompt) => self.template(prompt, place("/system_prompt")),
             None => None,
         };
-        let model = ModelNode {
+        self.check_answer(agent.output_schema.as_ref(), agent.writes.as_deref(), place);
+        let mut model = ModelNode {
             model: self.model(agent.model.as_ref()),
             system_prompt,
             prompt: None,
             tools: Vec::new(),
             tools_node: None,
-            output_schema: None,
-            writes: None,
-            timeout_seconds: agent.timeout_seconds,
+            summary: None,
+            output_schema: agent.output_schema.clone(),
+            schema_retries: agent.schema_retries.unwrap_or(SCHEMA_RETRIES),
+            writes: agent.writes.as_deref().map(Name::from),
+            keeps_answer: true,
         };
-        plain_agent(name, place(""), model, tools)
+        let summary = self.summary(agent.summarize.as_ref(), &mut model, (name, place, extras));
+        PlainNode { summary, ..plain_agent((name, place("")), model, tools, approvals) }
     }
 
     /// The orchestrator's model and tools, under a prompt of ours.
     fn general_purpose(&mut self) -> Option<Specialist> {
         let parts = self.parts;
-        let (orchestrator, node) = parts.nodes.iter().find_map(|node| match &node.value {
-            NodeDefinition::Orchestrator(agent) => Some((agent, node)),
-            NodeDefinition::Specialist(_)
-            | NodeDefinition::Agent(_)
-            | NodeDefinition::Model(_)
-            | NodeDefinition::Transform(_) => None,
+        let (orchestrator, node) = parts.nodes.iter().find_map(|node| match &node.value.work {
+            NodeWork::Orchestrator(agent) => Some((agent, node)),
+            NodeWork::Specialist(_)
+            | NodeWork::Agent(_)
+            | NodeWork::Model(_)
+            | NodeWork::Transform(_)
+            | NodeWork::Router(_)
+            | NodeWork::Approval(_)
+            | NodeWork::Fail(_)
+            | NodeWork::Map(_)
+            | NodeWork::Subgraph(_)
+            | NodeWork::Tool(_) => None,
         })?;
         let mut tools: Vec<Name> = Vec::new();
         let named = orchestrator.tools.iter().map(String::as_str).filter(|name| *name != TASK_TOOL);
@@ -181,17 +242,26 @@ impl Lowering<'_> {
                 tools.push(name.into());
             }
         }
-        let model = ModelNode {
+        let mut model = ModelNode {
             model: self.model(orchestrator.model.as_ref()),
             system_prompt: Some(Template::literal(GENERAL_PURPOSE_PROMPT)),
             prompt: None,
             tools: Vec::new(),
             tools_node: None,
+            summary: None,
             output_schema: None,
+            schema_retries: 0,
             writes: None,
-            timeout_seconds: orchestrator.timeout_seconds,
+            keeps_answer: true,
         };
-        let node = plain_agent(GENERAL_PURPOSE, node.place(""), model, tools);
+        // What its orchestrator may not do alone it may not either; mistakes are those of the orchestrator.
+        let named = orchestrator.requires_approval.iter().map(|name| Name::from(name.as_str()));
+        let approvals = named.filter(|name| tools.contains(name)).chain(self.guarded(&tools)).collect();
+        let place = |pointer: &str| node.place(pointer);
+        let summary = orchestrator.summarize.as_ref();
+        let summary = self.summary(summary, &mut model, (GENERAL_PURPOSE, &place, Extras::Builtins));
+        let node =
+            PlainNode { summary, ..plain_agent((GENERAL_PURPOSE, place("")), model, tools, approvals) };
         Some(Specialist { description: GENERAL_PURPOSE_DESCRIPTION.into(), node })
     }
 
@@ -226,66 +296,96 @@ impl Lowering<'_> {
         tools
     }
 
-    fn call(&mut self, call: &CallNode, place: Place<'_>) -> PlainNode {
+    /// Which of an agent's `tools` a person must approve of: those it names, and those whose definition says so.
+    fn approvals(&mut self, named: &[String], tools: &[Name], place: Place<'_>) -> Vec<Name> {
+        let mut approvals = self.guarded(tools);
+        for (index, name) in named.iter().enumerate() {
+            match tools.iter().find(|tool| ***tool == **name) {
+                Some(tool) if !approvals.contains(tool) => approvals.push(Name::clone(tool)),
+                Some(_) => {}
+                None => {
+                    let known = tools.iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
+                    let message = format!("`{name}` is no tool of this agent; its tools: {known}");
+                    self.wrong(place(&format!("/requires_approval/{index}")), message);
+                }
+            }
+        }
+        approvals
+    }
+
+    fn guarded(&self, tools: &[Name]) -> Vec<Name> {
+        let is_guarded = |name: &&Name| self.tools.get(*name).is_some_and(|tool| tool.requires_approval);
+        tools.iter().filter(is_guarded).cloned().collect()
+    }
+
+    fn call(&mut self, call: &CallNode, id: &str, place: Place<'_>) -> PlainNode {
         let mut template = |text: &Option<String>, field: &str| {
             text.as_ref().and_then(|text| self.template(text, place(field)))
         };
         let system_prompt = template(&call.system_prompt, "/system_prompt");
         let prompt = template(&call.prompt, "/prompt");
-        if let Some(schema) = &call.output_schema
-            && let Err(message) = Schema::compile(schema)
-        {
-            self.wrong(place("/output_schema"), message);
-        }
-        if let Some(message) = call.writes.as_deref().and_then(|name| self.channels.check(name)) {
-            self.wrong(place("/writes"), message);
-        }
+        self.check_answer(call.output_schema.as_ref(), call.writes.as_deref(), place);
         let model = ModelNode {
             model: self.model(call.model.as_ref()),
             system_prompt,
             prompt,
             tools: Vec::new(),
             tools_node: None,
+            summary: None,
             output_schema: call.output_schema.clone(),
+            schema_retries: call.schema_retries.unwrap_or(SCHEMA_RETRIES),
             writes: call.writes.as_deref().map(Name::from),
-            timeout_seconds: call.timeout_seconds,
+            keeps_answer: false,
         };
-        PlainNode {
-            name: call.id.as_str().into(),
-            place: place(""),
-            kind: NodeKind::Model(Box::new(model)),
-            tools: None,
+        let kind = NodeKind::Model(Box::new(model));
+        PlainNode::new(id.into(), place(""), kind)
+    }
+
+    /// Checks what is said of an answer: its schema, and the channel that gets it.
+    fn check_answer(&mut self, schema: Option<&Json>, writes: Option<&str>, place: Place<'_>) {
+        if let Some(Err(message)) = schema.map(Schema::compile) {
+            self.wrong(place("/output_schema"), message);
+        }
+        self.check_channel(writes, place("/writes"));
+    }
+
+    fn check_channel(&mut self, name: Option<&str>, place: String) {
+        if let Some(message) = name.and_then(|name| self.channels.check(name)) {
+            self.wrong(place, message);
         }
     }
 
-    fn expressions(&mut self, node: &ExpressionsNode, place: Place<'_>) -> PlainNode {
+    fn expressions(&mut self, node: &ExpressionsNode, id: &str, place: Place<'_>) -> PlainNode {
         let mut writes = Vec::new();
         for (channel, source) in &node.writes {
             let place = place(&format!("/writes/{}", super::json_schema::escape(channel)));
-            if let Some(message) = self.channels.check(channel) {
-                self.wrong(place.clone(), message);
-            }
-            match Expression::parse(source) {
-                Ok(expression) => {
-                    self.check_names(expression.names(), &place);
-                    writes.push((channel.as_str().into(), expression));
-                }
-                Err(error) => self.wrong(place, format!("expression: {error}")),
-            }
+            self.check_channel(Some(channel), place.clone());
+            let expression = self.expression(source, place);
+            writes.extend(expression.map(|expression| (channel.as_str().into(), expression)));
         }
-        PlainNode {
-            name: node.id.as_str().into(),
-            place: place(""),
-            kind: NodeKind::Transform(TransformNode { writes }),
-            tools: None,
+        PlainNode::new(id.into(), place(""), NodeKind::Transform(TransformNode { writes }))
+    }
+
+    /// Parses an expression over the state.
+    fn expression(&mut self, source: &str, place: String) -> Option<Expression> {
+        match Expression::parse(source) {
+            Ok(expression) => {
+                self.check_names(expression.names(), &place);
+                Some(expression)
+            }
+            Err(error) => {
+                self.wrong(place, format!("expression: {error}"));
+                None
+            }
         }
     }
 
     fn template(&mut self, source: &str, place: String) -> Option<Template> {
         match Template::parse(source) {
             Ok(template) => {
-                self.check_names(template.names(), &place);
-                Some(template)
+                let variables = self.variables;
+                self.check_names(template.names().filter(|name| !variables.has(name)), &place);
+                Some(template.with(&variables.values))
             }
             Err(error) => {
                 self.wrong(place, format!("template: {error}"));
@@ -295,17 +395,23 @@ impl Lowering<'_> {
     }
 
     fn check_names<'n>(&mut self, names: impl Iterator<Item = &'n str>, place: &str) {
+        let names = names.filter(|name| !self.locals.contains(name));
         let wrong = names.filter_map(|name| self.channels.check(name)).collect::<Vec<_>>();
         self.mistakes.extend(wrong.into_iter().map(|message| Diagnostic::new(place, message)));
     }
 }
 
 /// A model node, and the tools node behind it when it has tools.
-fn plain_agent(name: &str, place: String, mut model: ModelNode, tools: Vec<Name>) -> PlainNode {
+fn plain_agent(
+    (name, place): (&str, String),
+    mut model: ModelNode,
+    tools: Vec<Name>,
+    approvals: Vec<Name>,
+) -> PlainNode {
     let name = Name::from(name);
     let tools_node = (!tools.is_empty()).then(|| Name::from(format!("{name}.tools")));
     model.tools.clone_from(&tools);
     model.tools_node.clone_from(&tools_node);
-    let tools = tools_node.map(|node| (node, ToolsNode { agent: Arc::clone(&name), tools }));
-    PlainNode { name, place, kind: NodeKind::Model(Box::new(model)), tools }
+    let tools = tools_node.map(|node| (node, ToolsNode { agent: Arc::clone(&name), tools, approvals }));
+    PlainNode { tools, ..PlainNode::new(name, place, NodeKind::Model(Box::new(model))) }
 }

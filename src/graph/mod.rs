@@ -11,27 +11,45 @@ mod condition;
 mod definition;
 mod describe;
 mod diagnostic;
+mod draw;
+mod explain;
 mod expression;
 mod flow;
+mod gates;
 mod json_schema;
 mod lower;
+mod nested;
+mod outline;
+mod policy;
 mod read;
+mod routing;
 mod schema;
 mod spelling;
 mod tools;
+mod variables;
 
-pub use compile::{Limits, compile};
+pub use compile::{Limits, compile, compile_with};
 pub use compiled::{
-    Branch, Case, ChannelSpec, Comparison, CompiledGraph, Condition, Edge, ModelNode, Node, NodeKind,
-    Reducer, Routes, Subagent, ToolsNode, TransformNode,
+    ApprovalNode, Argument, Branch, Case, ChannelSpec, Comparison, CompiledGraph, Condition, Edge, FailNode,
+    Handover, ItemRules, MapNode, ModelNode, Node, NodeKind, Pauses, Reducer, RouterNode, Routes, Subagent,
+    SubgraphNode, SummaryLimits, SummaryNode, ToolNode, ToolsNode, TransformNode,
 };
-pub use definition::{DEFAULT_MODEL, Effect, HttpTool, ModelSettings, ToolDefinition, ToolRuntime};
+pub use definition::{
+    DEFAULT_MODEL, Effect, HttpTool, ModelSettings, RetryOn, Returns, ToolDefinition, ToolRuntime,
+};
 pub use describe::describe;
 pub use diagnostic::Diagnostic;
+pub use draw::{Format, draw};
+pub use explain::{ChannelText, Explanation, LoopText, ToolText, explain};
 pub use expression::{Error as ExpressionError, Expression, Template};
 pub use json_schema::Schema;
 pub use lower::{BUILTIN_TOOLS, GENERAL_PURPOSE, TASK_TOOL};
+pub use nested::{MAX_STORED, Stored, references};
+pub use outline::{Cluster, EdgeKind, Outline, OutlineEdge, OutlineKind, OutlineNode};
+pub use policy::{CachePolicy, CallLimits, ErrorRoute, FailureClass, Policy, Retry};
 pub use schema::definition_schema;
+pub use tools::{SECRET, secret_names};
+pub use variables::{Filling, stamp};
 
 #[cfg(test)]
 mod tests;

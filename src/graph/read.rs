@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde::de::DeserializeOwned;
-use serde_json::Value as Json;
+use serde_json::{Map as JsonMap, Value as Json};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
     definition::{Definition, EdgeDefinition, NodeDefinition, ToolDefinition},
     diagnostic::Diagnostic,
     json_schema::{Schema, depth, kind_of},
-    schema,
+    schema::{self, NodeType},
     spelling::{self, Canonical},
 };
 
@@ -28,6 +28,11 @@ impl<T> Placed<T> {
     /// The author's pointer to a part of it, given by a canonical pointer (empty for the whole).
     pub(super) fn place(&self, pointer: &str) -> String {
         self.canonical.place(pointer)
+    }
+
+    /// Its canonical JSON.
+    pub(super) fn json(&self) -> &Json {
+        &self.canonical.json
     }
 }
 
@@ -50,15 +55,19 @@ pub(super) struct Parts {
 
 /// Reads `json`; mistakes go to `mistakes`. `None` when it is no definition at all.
 pub(super) fn read(json: &[u8], limits: &Limits, mistakes: &mut Vec<Diagnostic>) -> Option<Parts> {
-    let json = match parse(json, limits) {
-        Ok(json) => json,
+    match parse(json, limits) {
+        Ok(json) => read_json(&json, limits, mistakes),
         Err(mistake) => {
             mistakes.push(mistake);
-            return None;
+            None
         }
-    };
-    let hash = hash(&json);
-    let (canonical, wrong) = match spelling::definition(&json) {
+    }
+}
+
+/// Reads a definition that is a part of one that has been parsed.
+pub(super) fn read_json(json: &Json, limits: &Limits, mistakes: &mut Vec<Diagnostic>) -> Option<Parts> {
+    let hash = hash(json);
+    let (canonical, wrong) = match spelling::definition(json) {
         Ok(definition) => definition,
         Err(mistake) => {
             mistakes.push(mistake);
@@ -149,6 +158,7 @@ fn check_counts(definition: &Definition, limits: &Limits, mistakes: &mut Vec<Dia
         // Tools and channels cost what nodes cost.
         ("tool_definitions", definition.tool_definitions.len(), limits.max_nodes),
         ("channels", definition.channels.len(), limits.max_nodes),
+        ("variables", definition.variables.len(), limits.max_nodes),
     ];
     for (name, count, limit) in counts.into_iter().filter(|(_, count, limit)| count > limit) {
         mistakes.push(Diagnostic::new(
@@ -197,7 +207,17 @@ fn checked<T: DeserializeOwned>(
         mistakes.append(&mut wrong);
         return None;
     }
-    match serde_path_to_error::deserialize(&canonical.json) {
+    let read = serde_path_to_error::deserialize(&canonical.json);
+    placed(read, canonical, mistakes)
+}
+
+/// What was read, with its place.
+fn placed<T>(
+    read: Result<T, serde_path_to_error::Error<serde_json::Error>>,
+    canonical: Canonical,
+    mistakes: &mut Vec<Diagnostic>,
+) -> Option<Placed<T>> {
+    match read {
         Ok(value) => Some(Placed { value, canonical }),
         Err(error) => {
             let pointer = error.path().to_string().replace('.', "/");
@@ -208,7 +228,12 @@ fn checked<T: DeserializeOwned>(
     }
 }
 
-fn read_node(json: &Json, place: &str, mistakes: &mut Vec<Diagnostic>) -> Option<Placed<NodeDefinition>> {
+/// Reads a node that stands at `place`.
+pub(super) fn read_node(
+    json: &Json,
+    place: &str,
+    mistakes: &mut Vec<Diagnostic>,
+) -> Option<Placed<NodeDefinition>> {
     let (mut canonical, mut wrong) = match spelling::node(json, place) {
         Ok(spelled) => spelled,
         Err(mistake) => {
@@ -227,54 +252,64 @@ fn read_node(json: &Json, place: &str, mistakes: &mut Vec<Diagnostic>) -> Option
         map.insert("name".into(), place.into());
     }
     let kind = canonical.json.as_object_mut().and_then(|map| map.shift_remove("type"));
-    let spelled = |canonical| (canonical, Vec::new());
-    match kind.as_ref().and_then(Json::as_str) {
-        Some("orchestrator") => {
-            node(spelled(canonical), &schema::AGENT, NodeDefinition::Orchestrator, mistakes)
-        }
-        Some("specialist") => node(spelled(canonical), &schema::AGENT, NodeDefinition::Specialist, mistakes),
-        Some("agent") => node(spelled(canonical), &schema::AGENT, NodeDefinition::Agent, mistakes),
-        Some("model") => node(spelled(canonical), &schema::CALL, NodeDefinition::Model, mistakes),
-        Some("transform") => {
-            node(spelled(canonical), &schema::EXPRESSIONS, NodeDefinition::Transform, mistakes)
-        }
-        _ => {
-            let known = schema::node_types().collect::<Vec<_>>().join(", ");
-            let (place, message) = match kind {
-                None => (canonical.place(""), format!("needs the field `type`: one of {known}")),
-                Some(Json::String(kind)) => {
-                    (canonical.place("/type"), format!("unknown node type `{kind}`; known: {known}"))
-                }
-                Some(other) => {
-                    let is = kind_of(&other);
-                    (canonical.place("/type"), format!("must be a text, one of {known}; is {is}"))
-                }
-            };
-            mistakes.push(Diagnostic::new(place, message));
-            None
-        }
+    let named = kind.as_ref().and_then(Json::as_str);
+    if let Some(node_type) = schema::NODE_TYPES.iter().find(|node_type| named == Some(node_type.name)) {
+        return node(canonical, node_type, mistakes);
     }
+    let known = schema::NODE_TYPES.iter().map(|node_type| node_type.name).collect::<Vec<_>>().join(", ");
+    let (place, message) = match kind {
+        None => (canonical.place(""), format!("needs the field `type`: one of {known}")),
+        Some(Json::String(kind)) => {
+            (canonical.place("/type"), format!("unknown node type `{kind}`; known: {known}"))
+        }
+        Some(other) => {
+            let is = kind_of(&other);
+            (canonical.place("/type"), format!("must be a text, one of {known}; is {is}"))
+        }
+    };
+    mistakes.push(Diagnostic::new(place, message));
+    None
 }
 
-fn node<T: DeserializeOwned>(
-    (mut canonical, unspelled): (Canonical, Vec<Diagnostic>),
-    schema: &Schema,
-    kind: fn(T) -> NodeDefinition,
+fn node(
+    mut canonical: Canonical,
+    node_type: &NodeType,
     mistakes: &mut Vec<Diagnostic>,
 ) -> Option<Placed<NodeDefinition>> {
-    let wrong = schema.mistakes(&canonical.json);
-    let fields: Vec<String> = wrong.iter().filter_map(|mistake| first_part(&mistake.pointer)).collect();
+    let wrong = node_type.schema.mistakes(&canonical.json);
+    let wrong: Vec<_> = wrong.into_iter().map(|mistake| explained(&canonical.json, mistake)).collect();
+    let wrong_fields: Vec<String> = wrong.iter().filter_map(|mistake| first_part(&mistake.pointer)).collect();
     mistakes.extend(canonical.translate(wrong));
     // What is right about the node is checked all the same: the author wants to hear of everything at once.
     if let Some(map) = canonical.json.as_object_mut() {
-        map.retain(|field, _| !fields.contains(field));
+        map.retain(|field, _| !wrong_fields.contains(field));
     }
-    if !schema.mistakes(&canonical.json).is_empty() {
+    if !node_type.schema.mistakes(&canonical.json).is_empty() {
         return None;
     }
-    let spelled = (canonical, unspelled);
-    let Placed { value, canonical } = checked::<T>(spelled, schema, mistakes)?;
-    Some(Placed { value: kind(value), canonical })
+    let (common, own): (JsonMap<_, _>, JsonMap<_, _>) = canonical
+        .json
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(field, value)| (field.clone(), value.clone()))
+        .partition(|(field, _)| schema::COMMON_FIELDS.contains(field));
+    let read = serde_path_to_error::deserialize(&Json::Object(common))
+        .and_then(|common| Ok(NodeDefinition { common, work: (node_type.read)(&Json::Object(own))? }));
+    placed(read, canonical, mistakes)
+}
+
+/// A mistake that says more where a prompt is the name of a file, which is for the command line to read.
+fn explained(node: &Json, mistake: Diagnostic) -> Diagnostic {
+    let is_prompt = mistake.pointer.ends_with("prompt");
+    match node.pointer(&mistake.pointer).filter(|json| is_prompt && json.get("file").is_some()) {
+        Some(_) => Diagnostic::new(
+            &mistake.pointer,
+            "is a file reference, and prompt files are read by the commands `validate`, `run`, `submit` and `graph` \
+             only: send the text",
+        ),
+        None => mistake,
+    }
 }
 
 /// The field a JSON pointer goes through first; `None` at the root.
@@ -284,7 +319,7 @@ fn first_part(pointer: &str) -> Option<String> {
 }
 
 /// SHA-256 of the JSON with sorted keys and no spaces, in hex.
-fn hash(json: &Json) -> Arc<str> {
+pub(super) fn hash(json: &Json) -> Arc<str> {
     let canonical = serde_json::to_vec(&Sorted::from(json)).expect("JSON can be written as JSON");
     let digest = Sha256::digest(&canonical);
     digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()

@@ -4,45 +4,94 @@
 use std::sync::LazyLock;
 
 use schemars::{JsonSchema, generate::SchemaSettings};
+use serde::de::DeserializeOwned;
 use serde_json::{Map as JsonMap, Value as Json, json};
 
 use super::{
-    definition::{AgentNode, CallNode, Definition, EdgeDefinition, ExpressionsNode, ToolDefinition},
+    definition::{
+        AgentNode, AskNode, CallNode, Definition, EdgeDefinition, ExpressionsNode, MapNode, NodeCommon,
+        NodeWork, RouteNode, StopNode, SubgraphNode, ToolCallNode, ToolDefinition,
+    },
     json_schema::Schema,
 };
 
-/// The node types, with the part of the schema that describes them.
-const NODE_TYPES: [(&str, &str); 5] = [
-    ("orchestrator", "AgentNode"),
-    ("specialist", "AgentNode"),
-    ("agent", "AgentNode"),
-    ("model", "CallNode"),
-    ("transform", "ExpressionsNode"),
+/// A type of nodes.
+pub(super) struct NodeType {
+    /// Its name in definitions.
+    pub(super) name: &'static str,
+    /// The canonical schema of a whole node of it, without `type`.
+    pub(super) schema: LazyLock<Schema>,
+    generated: fn() -> Json,
+    /// Reads the fields that other types do not have.
+    pub(super) read: fn(&Json) -> ReadWork,
+}
+
+/// What a node does, or why its fields cannot be read.
+type ReadWork = Result<NodeWork, serde_path_to_error::Error<serde_json::Error>>;
+
+impl NodeType {
+    const fn new<T: JsonSchema>(name: &'static str, read: fn(&Json) -> ReadWork) -> Self {
+        Self { name, schema: LazyLock::new(|| compiled(whole_node::<T>())), generated: whole_node::<T>, read }
+    }
+}
+
+/// Every type of nodes.
+pub(super) static NODE_TYPES: [NodeType; 11] = [
+    NodeType::new::<AgentNode>("orchestrator", |json| fields(json).map(NodeWork::Orchestrator)),
+    NodeType::new::<AgentNode>("specialist", |json| fields(json).map(NodeWork::Specialist)),
+    NodeType::new::<AgentNode>("agent", |json| fields(json).map(NodeWork::Agent)),
+    NodeType::new::<CallNode>("model", |json| fields(json).map(NodeWork::Model)),
+    NodeType::new::<ExpressionsNode>("transform", |json| fields(json).map(NodeWork::Transform)),
+    NodeType::new::<RouteNode>("router", |json| fields(json).map(NodeWork::Router)),
+    NodeType::new::<AskNode>("approval", |json| fields(json).map(NodeWork::Approval)),
+    NodeType::new::<StopNode>("fail", |json| fields(json).map(NodeWork::Fail)),
+    NodeType::new::<MapNode>("map", |json| fields(json).map(NodeWork::Map)),
+    NodeType::new::<SubgraphNode>("subgraph", |json| fields(json).map(NodeWork::Subgraph)),
+    NodeType::new::<ToolCallNode>("tool", |json| fields(json).map(NodeWork::Tool)),
 ];
+
+fn fields<T: DeserializeOwned>(json: &Json) -> Result<T, serde_path_to_error::Error<serde_json::Error>> {
+    serde_path_to_error::deserialize(json)
+}
+
+/// The names of the fields that every node may have.
+pub(super) static COMMON_FIELDS: LazyLock<Vec<String>> = LazyLock::new(|| {
+    let schema = generated::<NodeCommon>();
+    schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()
+});
 
 /// The types of edges: the flow, and who delegates to whom.
 pub(super) const EDGE_TYPES: [&str; 4] = ["flow", "orchestrator", "specialists", "orchestration"];
 
 /// Canonical schemas.
 pub(super) static DEFINITION: LazyLock<Schema> = LazyLock::new(canonical::<Definition>);
-pub(super) static AGENT: LazyLock<Schema> = LazyLock::new(canonical::<AgentNode>);
-pub(super) static CALL: LazyLock<Schema> = LazyLock::new(canonical::<CallNode>);
-pub(super) static EXPRESSIONS: LazyLock<Schema> = LazyLock::new(canonical::<ExpressionsNode>);
 pub(super) static EDGE: LazyLock<Schema> = LazyLock::new(canonical::<EdgeDefinition>);
 pub(super) static TOOL: LazyLock<Schema> = LazyLock::new(canonical::<ToolDefinition>);
-
-/// The names of the node types.
-pub(super) fn node_types() -> impl Iterator<Item = &'static str> {
-    NODE_TYPES.iter().map(|(name, _)| *name)
-}
 
 fn generated<T: JsonSchema>() -> Json {
     let generator = SchemaSettings::draft2020_12().into_generator();
     generator.into_root_schema_for::<T>().to_value()
 }
 
+/// The schema of a node whose type has the fields `T`: those and the common ones.
+fn whole_node<T: JsonSchema>() -> Json {
+    let (mut schema, mut common) = (generated::<T>(), generated::<NodeCommon>());
+    for part in ["properties", "$defs"] {
+        if let (Some(Json::Object(theirs)), Some(map)) = (common.get_mut(part), schema.as_object_mut()) {
+            let own = map.entry(part).or_insert_with(|| json!({}));
+            own.as_object_mut().into_iter().for_each(|own| own.extend(std::mem::take(theirs)));
+        }
+    }
+    let required = [&common, &schema].into_iter().filter_map(|part| part["required"].as_array());
+    schema["required"] = required.flatten().cloned().collect();
+    schema
+}
+
 fn canonical<T: JsonSchema>() -> Schema {
-    let mut schema = generated::<T>();
+    compiled(generated::<T>())
+}
+
+fn compiled(mut schema: Json) -> Schema {
     // Null is left out before, and a condition is read by hand: `anyOf` gives no precise mistakes.
     without_null(&mut schema);
     if let Some(when) = schema.pointer_mut("/properties/when") {
@@ -90,21 +139,19 @@ fn without_null(schema: &mut Json) {
 pub fn definition_schema() -> Json {
     let mut schema = generated::<Definition>();
     let mut definitions = JsonMap::new();
-    for part in [generated::<AgentNode>(), generated::<CallNode>(), generated::<ExpressionsNode>()]
-        .into_iter()
-        .chain([generated::<EdgeDefinition>(), generated::<ToolDefinition>(), schema.clone()])
-    {
+    for part in [generated::<EdgeDefinition>(), generated::<ToolDefinition>(), schema.clone()] {
         collect(part, &mut definitions);
     }
     definitions.shift_remove("Definition");
     let mut nodes = Vec::new();
-    for (name, part) in NODE_TYPES {
-        let node = node_spellings(name, &definitions[part]);
-        definitions.insert(name.into(), node);
-        nodes.push(reference(name));
+    for node_type in &NODE_TYPES {
+        let part = collect((node_type.generated)(), &mut definitions);
+        let part = part.and_then(|title| definitions.shift_remove(&title)).unwrap_or_default();
+        definitions.insert(node_type.name.into(), node_spellings(node_type.name, &part));
+        nodes.push(reference(node_type.name));
     }
-    for part in ["AgentNode", "CallNode", "ExpressionsNode"] {
-        definitions.shift_remove(part);
+    if let Some(fields) = definitions["Summarize"]["properties"].as_object_mut() {
+        prompt_spellings(fields);
     }
     edge_spellings(&mut definitions["EdgeDefinition"]);
     tool_spellings(&mut definitions["ToolDefinition"]);
@@ -126,16 +173,16 @@ fn reference(name: &str) -> Json {
     json!({"$ref": format!("#/$defs/{name}")})
 }
 
-/// Adds the schema of a type, and those it refers to, to `definitions`.
-fn collect(mut schema: Json, definitions: &mut JsonMap<String, Json>) {
-    let Some(map) = schema.as_object_mut() else { return };
+/// Adds the schema of a type, and those it refers to, to `definitions`; the name it has there.
+fn collect(mut schema: Json, definitions: &mut JsonMap<String, Json>) -> Option<String> {
+    let map = schema.as_object_mut()?;
     map.shift_remove("$schema");
     if let Some(Json::Object(inner)) = map.shift_remove("$defs") {
         definitions.extend(inner);
     }
-    if let Some(Json::String(title)) = map.shift_remove("title") {
-        definitions.insert(title, schema);
-    }
+    let Some(Json::String(title)) = map.shift_remove("title") else { return None };
+    definitions.insert(title.clone(), schema);
+    Some(title)
 }
 
 /// A node of type `name`, flat or with its settings in `config`.
@@ -149,6 +196,8 @@ fn node_spellings(name: &str, part: &Json) -> Json {
         let own = own.filter(|field| !["id", "name"].contains(field));
         more.iter().copied().chain(own).map(str::to_owned).collect::<Vec<_>>()
     };
+    let mut fields = fields.clone();
+    prompt_spellings(&mut fields);
     let mut flat = fields.clone();
     flat.insert("type".into(), kind.clone());
     let named = json!([{"required": ["id"]}, {"required": ["name"]}]);
@@ -164,6 +213,19 @@ fn node_spellings(name: &str, part: &Json) -> Json {
                     "config": config, "metadata": fields["metadata"]}},
         ],
     })
+}
+
+/// Prompts may stand in files beside a definition that the command line reads.
+fn prompt_spellings(fields: &mut JsonMap<String, Json>) {
+    let file = json!({"type": "object", "additionalProperties": false, "required": ["file"],
+        "properties": {"file": {"type": "string", "minLength": 1,
+            "description": "Path of a text file, from the folder of the definition."}}});
+    for prompt in ["system_prompt", "prompt"] {
+        if let Some(field) = fields.get_mut(prompt) {
+            let text = json!({"type": field["type"]});
+            *field = json!({"description": field["description"], "anyOf": [text, file]});
+        }
+    }
 }
 
 fn edge_spellings(edge: &mut Json) {

@@ -174,6 +174,13 @@ pub(super) fn node(json: &Json, place: &str) -> Result<(Canonical, Vec<Diagnosti
         kind.make_ascii_lowercase();
     }
     fields.spell_model("model");
+    if let Some(Json::Object(summarize)) = fields.map.get_mut("summarize") {
+        summarize.retain(|_, value| !value.is_null());
+        let place = fields.places.iter().find(|(from, _)| from == "/summarize").map(|(_, to)| to.clone());
+        if let (Some(model), Some(place)) = (summarize.get_mut("model"), place) {
+            spell_model(model, "/summarize/model", &format!("{place}/model"), &mut fields.places);
+        }
+    }
     Ok(fields.finish())
 }
 

@@ -12,7 +12,7 @@ fn examples() -> Vec<(String, Vec<u8>)> {
     let files = fs::read_dir(folder()).expect("the folder is there");
     let mut examples: Vec<_> = files
         .map(|file| file.expect("readable").path())
-        .filter(|path| !path.to_string_lossy().ends_with(".schema.json"))
+        .filter(|path| path.is_file() && !path.to_string_lossy().ends_with(".schema.json"))
         .map(|path| {
             (path.file_name().expect("named").to_string_lossy().into_owned(), fs::read(&path).expect("read"))
         })
@@ -22,7 +22,8 @@ fn examples() -> Vec<(String, Vec<u8>)> {
     examples
 }
 
-fn compiled(json: &Json) -> CompiledGraph {
+/// The graph of a definition without mistakes.
+pub(super) fn compiled(json: &Json) -> CompiledGraph {
     compile(&serde_json::to_vec(json).expect("JSON"), &Limits::default())
         .unwrap_or_else(|mistakes| panic!("{mistakes:#?}"))
 }
@@ -182,7 +183,7 @@ fn edges_that_do_not_fit_together_are_mistakes() {
 
 #[test]
 fn size_limits_hold_before_anything_is_read() {
-    let limits = Limits { max_bytes: 2_000, max_nodes: 2, max_edges: 1, max_depth: 8 };
+    let limits = Limits { max_bytes: 2_000, max_nodes: 2, max_edges: 1, max_depth: 8, max_map_items: 5 };
     let first = |json: &[u8]| compile(json, &limits).expect_err("too large")[0].to_string();
     assert!(first(&vec![b' '; 2_001]).contains("2001 bytes"));
     assert!(first(format!("{}{}", "[".repeat(9), "]".repeat(9)).as_bytes()).contains("nested 9 levels"));
@@ -217,7 +218,16 @@ fn both_spellings_mean_the_same_graph() {
 fn model<'a>(graph: &'a CompiledGraph, node: &str) -> &'a ModelNode {
     match &graph.node(node).expect("the node is there").kind {
         NodeKind::Model(model) => model,
-        NodeKind::Tools(_) | NodeKind::Transform(_) => panic!("{node} calls no model"),
+        NodeKind::Tools(_)
+        | NodeKind::Transform(_)
+        | NodeKind::Summary(_)
+        | NodeKind::Router(_)
+        | NodeKind::Approval(_)
+        | NodeKind::Fail(_)
+        | NodeKind::Map(_)
+        | NodeKind::Gather
+        | NodeKind::Subgraph(_)
+        | NodeKind::Tool(_) => panic!("{node} calls no model"),
     }
 }
 
@@ -367,7 +377,15 @@ fn places(json: &Json, place: String, all: &mut Vec<String>) {
 #[test]
 fn no_wrong_value_anywhere_makes_the_compiler_panic_or_point_outside_of_the_definition() {
     let wrong = [json!(null), json!(-1), json!("x"), json!([]), json!({}), json!(["__start__"]), json!("{{")];
-    for name in ["nested.json", "condition-typed.json", "parallel-join.json", "agent-http-tool.json"] {
+    for name in [
+        "nested.json",
+        "condition-typed.json",
+        "parallel-join.json",
+        "agent-http-tool.json",
+        "map.json",
+        "subgraph.json",
+        "tool.json",
+    ] {
         let json: Json = serde_json::from_slice(&fs::read(folder().join(name)).expect("read")).expect("JSON");
         let mut all = Vec::new();
         places(&json, String::new(), &mut all);
@@ -383,4 +401,22 @@ fn no_wrong_value_anywhere_makes_the_compiler_panic_or_point_outside_of_the_defi
             }
         }
     }
+}
+
+#[test]
+fn the_least_limit_of_a_maps_items_counts() {
+    let items = |limits: Json, own: Json| {
+        let map = json!({ "id": "each", "type": "map", "items": "list", "max_items": own,
+            "node": { "type": "transform", "writes": { "out": "[item]" } } });
+        let definition = json!({ "channels": { "list": {}, "out": { "reducer": "append" } }, "limits": limits, "nodes": [map] });
+        let graph = compile(definition.to_string().as_bytes(), &Limits::default()).expect("no mistakes");
+        let NodeKind::Map(map) = &graph.node("each").expect("it is there").kind else {
+            panic!("it is a map")
+        };
+        map.max_items
+    };
+    assert_eq!(items(json!({}), Json::Null), Limits::default().max_map_items);
+    assert_eq!(items(json!({ "plan_steps": 7 }), Json::Null), 7);
+    assert_eq!(items(json!({ "plan_steps": 7 }), json!(3)), 3);
+    assert_eq!(items(json!({ "plan_steps": 7 }), json!(9)), 7);
 }

@@ -1,6 +1,9 @@
 //! The tools a definition brings along, checked.
 
+use std::sync::LazyLock;
+
 use indexmap::IndexMap;
+use regex::Regex;
 use serde_json::Value as Json;
 
 use super::{
@@ -12,6 +15,16 @@ use super::{
     read::{Parts, Placed},
 };
 use crate::value::Name;
+
+/// The one way to write a secret: whole and unchanged, so that it is recognised when a server sends it back.
+pub static SECRET: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"\{\{-?\s*secrets\.([A-Za-z0-9_]+)\s*-?\}\}").expect("the pattern is constant and tested")
+});
+
+/// The names of the secrets that the template of a header inserts.
+pub fn secret_names(template: &str) -> Vec<String> {
+    SECRET.captures_iter(template).map(|found| found[1].to_owned()).collect()
+}
 
 /// The tools of the definition in `parts`, by name.
 pub(super) fn read(parts: &Parts, mistakes: &mut Vec<Diagnostic>) -> IndexMap<Name, ToolDefinition> {

@@ -9,7 +9,7 @@ use std::{cmp::Ordering, sync::Arc};
 
 use serde_json::Number;
 
-use super::{Checkpoint, Error, SENDS, START, Write, messages::add_messages};
+use super::{Checkpoint, Error, OVERWRITE, SENDS, START, Write, messages::add_messages};
 use crate::{
     graph::{ChannelSpec, CompiledGraph, Reducer},
     value::{Name, State, Value},
@@ -113,12 +113,37 @@ fn fold_all(
             _ => Err(Error::SeveralValues(channel.into())),
         };
     }
+    let unfoldable = |reason| Error::Unfoldable { channel: channel.into(), reason };
     let mut value = current.or_else(|| spec.default.clone());
+    let mut is_overwritten = false;
     for (position, write) in writes.iter().enumerate() {
-        let folded = fold_one(spec.reducer, value, write, &format!("{seed}|{position}"));
-        value = Some(folded.map_err(|reason| Error::Unfoldable { channel: channel.into(), reason })?);
+        let (held, write) = match overwriting(write) {
+            Some(_) if is_overwritten => {
+                return Err(unfoldable("two writes of one superstep replace it".into()));
+            }
+            Some(write) => {
+                is_overwritten = true;
+                (None, write)
+            }
+            // As in LangGraph: what its siblings wrote is replaced, too.
+            None if is_overwritten => continue,
+            None => (value.take(), *write),
+        };
+        let folded = fold_one(spec.reducer, held, write, &format!("{seed}|{position}"));
+        value = Some(folded.map_err(unfoldable)?);
     }
     Ok(value.unwrap_or(Value::Null))
+}
+
+/// Whether `value` as a write would replace what a reducer holds; who is not trusted with that must not write it.
+pub fn is_overwriting(value: &Value) -> bool {
+    overwriting(value).is_some()
+}
+
+/// The value in a write that replaces what the reducer holds.
+fn overwriting(write: &Value) -> Option<&Value> {
+    let map = write.as_map().filter(|map| map.len() == 1)?;
+    map.get(OVERWRITE)
 }
 
 fn fold_one(reducer: Reducer, current: Option<Value>, write: &Value, seed: &str) -> Result<Value, String> {
@@ -264,6 +289,22 @@ mod tests {
         assert!(folded(Add, json!(1), &[json!("x")]).is_err());
         assert!(folded(Merge, json!(null), &[json!([1])]).is_err());
         assert!(folded(Add, json!(i64::MAX), &[json!(1)]).is_err());
+    }
+
+    #[test]
+    fn a_write_that_overwrites_bypasses_the_reducer_and_its_siblings() {
+        use Reducer::{Add, Append, Merge};
+        let over = |value: serde_json::Value| json!({ "__overwrite__": value });
+        let writes = [json!("b"), over(json!(["c"])), json!("d")];
+        assert_eq!(folded(Append, json!(["a"]), &writes), Ok(json!(["c"])));
+        assert_eq!(folded(Merge, json!({"a": 1}), &[over(json!({"b": 2}))]), Ok(json!({"b": 2})));
+        assert_eq!(
+            folded(Merge, json!({"a": 1}), &[json!({"b": 2, "__overwrite__": 3})]).expect("merged")["a"],
+            1
+        );
+        assert_eq!(folded(Add, json!(1), &[over(json!(5))]), Ok(json!(5)));
+        assert!(folded(Add, json!(1), &[over(json!("x"))]).is_err());
+        assert!(folded(Append, json!([]), &[over(json!([])), over(json!([]))]).is_err());
     }
 
     #[test]

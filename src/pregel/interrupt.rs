@@ -122,10 +122,23 @@ pub(super) fn is_mark(channel: &str) -> bool {
 
 /// The interrupts that wait among the writes of a checkpoint: those of tasks that have not finished.
 pub fn waiting(pending: &[PendingWrite]) -> Vec<Arc<Interrupt>> {
+    let asked = unfinished(pending, INTERRUPT);
+    asked.flat_map(|write| interrupts(&write.value)).collect()
+}
+
+/// Whether a task that starts from the checkpoint with these writes has failed, and has not finished since.
+pub fn has_failed(pending: &[PendingWrite]) -> bool {
+    unfinished(pending, ERROR).next().is_some()
+}
+
+/// The marks on `channel` of tasks that have not finished.
+fn unfinished<'a>(
+    pending: &'a [PendingWrite],
+    channel: &'static str,
+) -> impl Iterator<Item = &'a PendingWrite> {
     let is_finished =
         |task: &TaskId| pending.iter().any(|write| write.task_id == *task && !is_mark(&write.channel));
-    let asked = pending.iter().filter(|write| &*write.channel == INTERRUPT && !is_finished(&write.task_id));
-    asked.flat_map(|write| interrupts(&write.value)).collect()
+    pending.iter().filter(move |write| &*write.channel == channel && !is_finished(&write.task_id))
 }
 
 /// LangGraph stores a list, and reads a bare interrupt too.
@@ -222,5 +235,13 @@ mod tests {
         ];
         let ids: Vec<_> = waiting(&pending).iter().map(|interrupt| interrupt.id.to_string()).collect();
         assert_eq!(ids, ["1", "2", "3"]);
+        assert!(!has_failed(&pending));
+    }
+
+    #[test]
+    fn a_task_that_has_finished_since_has_not_failed() {
+        let error = || write("a", ERROR, "CODE: why".into());
+        assert!(has_failed(&[error()]));
+        assert!(!has_failed(&[error(), write("a", "log", Value::Null)]));
     }
 }

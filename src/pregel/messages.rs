@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The id of a remove message that removes everything before it.
-const REMOVE_ALL: &str = "__remove_all__";
+pub const REMOVE_ALL: &str = "__remove_all__";
 
 /// Adds the messages in `update` to those in `current`: same id replaces, `remove` removes, others are appended.
 ///

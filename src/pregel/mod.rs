@@ -6,24 +6,31 @@
 //! in whatever order the tasks finished.
 
 mod apply;
+mod armed;
 mod channel;
 mod checkpoint;
 mod input;
 mod interrupt;
 mod messages;
+mod pause;
 mod plan;
 
 pub use apply::{Applied, Stamp, TaskWrites, apply};
-pub use channel::{fold, view};
+pub use armed::armed;
+pub use channel::{fold, is_overwriting, view};
 pub use checkpoint::{Checkpoint, Metadata, PendingWrite, Source, Version};
 pub use input::{accept_input, mark_resumed};
-pub use interrupt::{Answers, Dialogue, Question, waiting};
+pub use interrupt::{Answers, Dialogue, Question, has_failed, waiting};
+pub use messages::REMOVE_ALL;
+pub use pause::{pause, pausing_after};
 pub use plan::{Task, TaskInput, plan, restore};
 
 use crate::value::{Name, Value};
 
 /// Channel of the input of a job, available only in the input checkpoint; also the name of its first task.
 pub const START: &str = "__start__";
+/// Channel of the conversation; every graph has it.
+pub const MESSAGES: &str = "messages";
 /// Channel of the tasks scheduled for the next superstep.
 pub const SENDS: &str = "__pregel_tasks";
 /// Marks a finished task that wrote nothing.
@@ -36,6 +43,9 @@ pub const ERROR_SOURCE: &str = "__error_source_node__";
 pub const INTERRUPT: &str = "__interrupt__";
 /// Channel of the answers to a paused task.
 pub const RESUME: &str = "__resume__";
+
+/// The only key of a map that replaces the value of a channel with a reducer.
+pub const OVERWRITE: &str = "__overwrite__";
 
 /// Why writes cannot be applied.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

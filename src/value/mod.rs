@@ -9,9 +9,11 @@
     reason = "one kind of value is asked for; all others are answered alike"
 )]
 
+mod conversation;
 mod json;
 mod message;
 
+pub use conversation::{OpenCall, open_calls, with_answers};
 pub use message::{Content, InvalidToolCall, Message, Role, ToolCall, ToolStatus, Usage};
 
 use std::sync::Arc;

@@ -69,6 +69,7 @@ pub(super) const TESTS: &[&str] = &[
     "sequence",
     "startingwith",
     "string",
+    "subset",
     "true",
     "undefined",
     "upper",
@@ -191,6 +192,23 @@ fn install_tests(environment: &mut Environment<'static>) {
         "sequence": is_sequence, "startingwith": is_startingwith, "string": is_string, "true": is_true,
         "undefined": is_undefined, "upper": is_upper,
     );
+    environment.add_test("subset", is_subset);
+}
+
+/// Whether every item of a list is in another one. Charged for each comparison.
+fn is_subset(items: &Value, of: &Value) -> Result<bool, Error> {
+    let of: Vec<Value> = of.try_iter()?.collect();
+    for item in items.try_iter()? {
+        for other in &of {
+            meter::charge_value(other)?;
+            meter::charge_value(&item)?;
+            meter::charge(meter::ITEM)?;
+        }
+        if !of.contains(&item) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Charges an operand that is about to be read as a whole, and passes it on.

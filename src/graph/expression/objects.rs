@@ -23,13 +23,18 @@ const MAX_DEPTH: usize = 64;
 #[derive(Debug)]
 struct Wrapped(Value);
 
-/// The state itself: names are channels.
+/// The state itself: names are channels, behind those that are fixed.
 #[derive(Debug)]
-struct Root(State);
+struct Root(State, Arc<State>);
 
 /// The object whose fields are the channels of `state`.
 pub(super) fn root(state: &State) -> Jinja {
-    Jinja::from_object(Root(state.clone()))
+    root_with(state, &Arc::default())
+}
+
+/// The same with `fixed` names besides.
+pub(super) fn root_with(state: &State, fixed: &Arc<State>) -> Jinja {
+    Jinja::from_object(Root(state.clone(), Arc::clone(fixed)))
 }
 
 /// Whether the texts in `value` are charged when they are read.
@@ -39,11 +44,11 @@ pub(super) fn is_from_state(value: &Jinja) -> bool {
 
 impl Object for Root {
     fn get_value(self: &Arc<Self>, key: &Jinja) -> Option<Jinja> {
-        self.0.get(key.as_str()?).map(wrap)
+        self.get_value_by_str(key.as_str()?)
     }
 
     fn get_value_by_str(self: &Arc<Self>, key: &str) -> Option<Jinja> {
-        self.0.get(key).map(wrap)
+        self.1.get(key).or_else(|| self.0.get(key)).map(wrap)
     }
 }
 
