@@ -2,7 +2,10 @@
 //!
 //! **Invariant:** nothing is written for a thread under an epoch that is no longer the thread's.
 
+mod agents;
+mod cache;
 mod checkpoints;
+mod deadlines;
 mod effect;
 mod inspect;
 mod jobs;
@@ -10,9 +13,14 @@ pub mod langgraph;
 mod letters;
 pub mod memory;
 pub mod postgres;
+pub mod sqlite;
+mod threads;
 mod upkeep;
 
+pub use agents::{AgentFilter, AgentRef, AgentView, Agents, NewAgent, PutAgent};
+pub use cache::{CacheEntry, CacheKey, MAX_CACHED_BYTES, NodeCache};
 pub use checkpoints::{Advance, Checkpoints, Commit, Put, Saved, TaskWrites};
+pub use deadlines::{Deadline, Deadlines};
 pub(crate) use effect::StoredEffect;
 pub use effect::{EffectRow, EffectState, MAX_ANSWER_BYTES};
 pub use inspect::{Expired, FIRST, Found, Grace, Inspect, JobView, Overview, Retention, Trail, Waiting};
@@ -20,6 +28,9 @@ pub use jobs::{
     Cancel, CancelKind, Claim, Ending, Finish, JobState, Jobs, NextJob, Offer, Renewed, StoredResult, Verdict,
 };
 pub use letters::{DeadLetter, Letter, LetterFilter, Letters, PAYLOAD_BYTES, Replayed, WholeLetter};
+pub use threads::{
+    Barred, ExpiredThreads, Held, Leave, OldThreads, ThreadFilter, ThreadSize, ThreadView, Threads,
+};
 pub use upkeep::{Doomed, Known, Met, Record, Target, Upkeep, Wished};
 
 use crate::ids::{Epoch, ThreadId};
@@ -46,7 +57,7 @@ pub enum Error {
     Corrupt {
         /// The thread.
         thread_id: String,
-        /// `checkpoint`, `blob`, `write`, `effect`, `request` or `dead letter`.
+        /// `checkpoint`, `blob`, `write`, `effect`, `request`, `deadline`, `dead letter` or `cache entry`.
         what: &'static str,
         /// What is wrong with it.
         reason: String,
@@ -96,6 +107,12 @@ impl Error {
 pub const MAX_STATE_BYTES: usize = 32 << 20;
 
 /// All that a process needs of durable state.
-pub trait Store: Checkpoints + Jobs + Letters + Upkeep + Inspect {}
+pub trait Store:
+    Checkpoints + Jobs + Letters + Upkeep + Inspect + Deadlines + Agents + Threads + NodeCache
+{
+}
 
-impl<T: Checkpoints + Jobs + Letters + Upkeep + Inspect> Store for T {}
+impl<T: Checkpoints + Jobs + Letters + Upkeep + Inspect + Deadlines + Agents + Threads + NodeCache> Store
+    for T
+{
+}

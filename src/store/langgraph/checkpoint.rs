@@ -68,6 +68,22 @@ impl Serialize for Inline<'_> {
     }
 }
 
+/// The inline ones of `values`, as `channel_values` of the column `checkpoint`.
+pub(super) fn inline_text(values: &State) -> Result<String, Error> {
+    to_text(&Inline(values))
+}
+
+/// The inline values in the column `checkpoint`, whatever format the rest of it has.
+pub(super) fn inline_values(text: &str) -> Result<State, Error> {
+    #[derive(Deserialize)]
+    struct Values {
+        #[serde(default)]
+        channel_values: serde_json::Map<String, Json>,
+    }
+    let read: Values = serde_json::from_str(text).map_err(|error| Error::Json(error.to_string()))?;
+    Ok(read.channel_values.into_iter().map(|(channel, value)| (channel.into(), value.into())).collect())
+}
+
 struct Seen<'a>(&'a BTreeMap<Name, BTreeMap<Name, Version>>);
 
 impl Serialize for Seen<'_> {

@@ -29,6 +29,17 @@ pub fn value(bytes: &[u8]) -> Result<Value, Error> {
     }
 }
 
+/// The value in LangGraph's object `Overwrite`, if `bytes` are one.
+pub(super) fn overwrite(bytes: &[u8]) -> Option<Value> {
+    let mut outer = Reader { bytes, at: 0, depth: 0 };
+    let Ok(Head::Ext(ext::KEYWORDS, payload)) = outer.head() else { return None };
+    let mut inner = Reader { bytes: payload, at: 0, depth: 1 };
+    let Ok(Head::Array(3)) = inner.head() else { return None };
+    let class = (inner.text_or_none().ok()??, inner.text_or_none().ok()??);
+    let fields = inner.value().ok()?;
+    fields.as_map().filter(|_| class == (python::TYPES, python::OVERWRITE))?.get("value").cloned()
+}
+
 /// The start of an element; what follows a container's header is still to be read.
 pub(super) enum Head<'a> {
     Nil,

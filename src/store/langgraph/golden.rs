@@ -191,6 +191,18 @@ fn a_message_needs_only_its_content() {
 }
 
 #[test]
+fn an_overwrite_stays_opaque_and_gives_its_value() {
+    let bytes = unhex(
+        "c7370293af6c616e6767726170682e7479706573a94f766572777269746582a576616c75659101a4\
+         74797065ad5f5f6f76657277726974655f5f",
+    );
+    assert_eq!(decode_value(&bytes), Ok(Value::Opaque(bytes.clone().into())));
+    assert_eq!(decode::overwrite(&bytes), Some(Value::list(vec![1.into()])));
+    assert_eq!(decode::overwrite(&python("Interrupt")), None);
+    assert_eq!(decode::overwrite(&bytes[..bytes.len() - 1]), None);
+}
+
+#[test]
 fn maps_without_text_keys_and_odd_floats_stay_opaque() {
     for bytes in
         [&[0x81, 0x01, 0x02][..], &[0x82, 0xa1, b'a', 0x91, 0x01, 0xc0, 0x01], b"\xcb\x7f\xf8\0\0\0\0\0\0"]

@@ -10,11 +10,14 @@ mod encode;
 mod golden;
 mod message;
 mod rows;
+mod typed;
 
 pub(crate) use checkpoint::{Sends, adopt_sends};
 pub use decode::value as decode_value;
 pub use encode::value as encode_value;
 pub(crate) use rows::{BlobRow, CheckpointRow, Rows, StoredBlob, StoredRow, StoredWrite, WriteRow, typed};
+pub use typed::Typed;
+pub(crate) use typed::{check, divide, inline};
 
 /// Deepest nesting of lists, maps and objects. JSON parsers of both sides stop at 128 to 1024; the decoder
 /// recurses, and 256 levels fit the 2 MiB stack of a worker thread in a debug build.
@@ -76,6 +79,8 @@ mod python {
     pub(super) const SEND: &str = "Send";
     /// The class `Interrupt`.
     pub(super) const INTERRUPT: &str = "Interrupt";
+    /// The class `Overwrite`.
+    pub(super) const OVERWRITE: &str = "Overwrite";
     /// Last element of a pydantic object.
     pub(super) const VALIDATE: &str = "model_validate_json";
 }

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     ids::{CheckpointId, Namespace, TaskId, ThreadId},
-    pregel::{PendingWrite, Version},
+    pregel::{OVERWRITE, PendingWrite, Version},
     store::{self, Commit, Put, Saved, StoredEffect, TaskWrites},
     value::{Name, Value},
 };
@@ -244,6 +244,7 @@ impl StoredRow {
         let mut writes = Vec::with_capacity(self.writes.len());
         for write in self.writes {
             let value = typed(&write.kind, write.blob)
+                .map(plain_overwrite)
                 .map_err(|error| corrupt("write", format!("{}: {error}", write.channel)))?;
             writes.push(PendingWrite {
                 task_id: TaskId::from_stored(&write.task_id),
@@ -257,6 +258,12 @@ impl StoredRow {
         let parent = parent.map_err(|error| corrupt("checkpoint", format!("parent: {error}")))?;
         Ok((Saved { checkpoint, metadata, parent, writes }, sends))
     }
+}
+
+/// LangGraph's `Overwrite` in the form in which it can be written as JSON; a write is read here, and never written again.
+fn plain_overwrite(value: Value) -> Value {
+    let found = if let Value::Opaque(bytes) = &value { decode::overwrite(bytes) } else { None };
+    found.map_or(value, |overwriting| Value::map([(OVERWRITE, overwriting)]))
 }
 
 /// The value of a row of type `kind`.

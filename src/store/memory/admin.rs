@@ -1,4 +1,4 @@
-//! Dead letters, looks and repairs by hand, and the removal of what is old, in memory.
+//! Dead letters, deadlines, looks and repairs by hand, and the removal of what is old, in memory.
 
 use std::time::Duration;
 
@@ -8,9 +8,10 @@ use super::{MemoryStore, count};
 use crate::{
     ids::{JobId, ThreadId},
     store::{
-        DeadLetter, Error, Expired, Grace, Inspect, JobView, Letter, LetterFilter, Letters, Overview,
-        Replayed, Retention, Trail, Waiting, WholeLetter,
+        CacheEntry, CacheKey, DeadLetter, Deadline, Deadlines, Error, Expired, Grace, Inspect, JobView,
+        Letter, LetterFilter, Letters, NodeCache, Overview, Replayed, Retention, Trail, Waiting, WholeLetter,
     },
+    value::Value,
 };
 
 #[async_trait]
@@ -33,6 +34,25 @@ impl Letters for MemoryStore {
 
     async fn discard(&self, ids: &[i64]) -> Result<u64, Error> {
         self.write(|tables| Ok(tables.discard(ids, &self.claimant())))
+    }
+}
+
+/// Counts as no write: a run goes on without its cache.
+#[async_trait]
+impl NodeCache for MemoryStore {
+    async fn cached(&self, key: &CacheKey) -> Result<Option<Value>, Error> {
+        let tables = self.tables()?;
+        tables.cached(key, &self.claimant()).map(CacheEntry::decode).transpose()
+    }
+
+    async fn keep(&self, entry: &CacheEntry) -> Result<(), Error> {
+        let writes = entry.encode()?;
+        self.tables()?.keep(entry, writes, &self.claimant());
+        Ok(())
+    }
+
+    async fn expire_cache(&self, limit: u32) -> Result<u64, Error> {
+        Ok(self.tables()?.expire_cache(count(limit), &self.claimant()))
     }
 }
 
@@ -68,5 +88,26 @@ impl Inspect for MemoryStore {
 
     async fn expire(&self, retention: &Retention, limit: u32) -> Result<Expired, Error> {
         Ok(self.tables()?.expire(retention, count(limit), &self.claimant()))
+    }
+}
+
+#[async_trait]
+impl Deadlines for MemoryStore {
+    async fn set_deadline(&self, deadline: &Deadline, after: Duration) -> Result<(), Error> {
+        self.write(|tables| {
+            tables.set_deadline(deadline, after, &self.claimant());
+            Ok(())
+        })
+    }
+
+    async fn passed(&self, limit: u32) -> Result<Vec<Deadline>, Error> {
+        Ok(self.tables()?.passed(count(limit), &self.claimant()))
+    }
+
+    async fn clear_deadline(&self, thread_id: &ThreadId, interrupt_id: &str) -> Result<(), Error> {
+        self.write(|tables| {
+            tables.clear_deadline(thread_id, interrupt_id);
+            Ok(())
+        })
     }
 }

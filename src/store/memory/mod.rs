@@ -6,6 +6,7 @@
 //! them.
 
 mod admin;
+mod library;
 mod tables;
 
 use std::{

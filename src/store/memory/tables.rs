@@ -1,8 +1,12 @@
 //! The tables in memory and the rules of their functions, as `migrations/` has them.
 
+mod agents;
+mod cache;
+mod deadlines;
 mod inspect;
 mod jobs;
 mod letters;
+mod threads;
 mod upkeep;
 
 use std::{
@@ -18,7 +22,7 @@ use crate::{
     ids::{CheckpointId, Epoch, JobId, Namespace, TaskId, ThreadId, UnixNanos},
     pregel::Version,
     store::{
-        Cancel, Commit, Error, JobState, StoredEffect, StoredResult,
+        CacheKey, Cancel, Commit, Error, JobState, StoredEffect, StoredResult,
         langgraph::{Rows, StoredBlob, StoredRow, StoredWrite, WriteRow},
     },
     value::Name,
@@ -56,8 +60,14 @@ pub(super) struct Tables {
     letters: BTreeMap<(String, u64), letters::Kept>,
     /// Wishes to cancel jobs that nobody has heard of yet.
     wishes: BTreeMap<JobId, Cancel>,
+    /// Stored definitions, the oldest first.
+    agents: Vec<agents::Kept>,
+    /// The stored definition each job runs.
+    pins: BTreeMap<JobId, String>,
+    node_cache: BTreeMap<CacheKey, cache::Cached>,
     /// When each was last taken.
     duties: BTreeMap<&'static str, UnixNanos>,
+    deadlines: BTreeMap<(ThreadId, Arc<str>), deadlines::Due>,
 }
 
 #[derive(Clone)]

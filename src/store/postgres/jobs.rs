@@ -32,8 +32,7 @@ const REFUND: &str = "SELECT executor_refund($1, $2)";
 
 const RENEW: &str = "SELECT thread_id, epoch, cancel FROM executor_heartbeat($1, $2, $3, $4)";
 
-const PUBLISHED: &str = "UPDATE executor_job SET published_at = clock_timestamp() \
-    WHERE job_id = ANY ($1) AND published_at IS NULL";
+const PUBLISHED: &str = "SELECT executor_published($1)";
 
 const RESULT: &str =
     "SELECT coalesce(result_body, result) FROM executor_job WHERE job_id = $1 AND finished_at IS NOT NULL";

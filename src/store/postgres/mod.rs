@@ -3,8 +3,11 @@
 //! **Invariant:** every call is one statement that works through a transaction pooler and may be repeated when
 //! its answer is lost.
 
+mod agents;
+mod cache;
 mod commit;
 mod config;
+mod deadlines;
 mod effect;
 mod failure;
 mod gather;
@@ -15,7 +18,9 @@ mod letters;
 mod link;
 mod load;
 mod migrate;
+mod saver;
 mod statement;
+mod threads;
 mod upkeep;
 
 use std::{
@@ -30,6 +35,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, Statements};
+pub use saver::{GivenCheckpoint, GivenWrites, Kept, Saver, Wanted};
 
 use self::{
     commit::{Answer, Committer, Entry},
@@ -38,12 +44,17 @@ use self::{
     link::Link,
 };
 use super::{
-    Cancel, Checkpoints, Claim, Commit, DeadLetter, Doomed, EffectRow, Ending, Error, Expired, Finish, Grace,
-    Inspect, JobView, Jobs, Known, Letter, LetterFilter, Letters, Met, Offer, Overview, Record, Renewed,
-    Replayed, Retention, Saved, StoredResult, Target, Trail, Upkeep, Verdict, Waiting, WholeLetter,
+    AgentFilter, AgentRef, AgentView, Agents, Barred, CacheEntry, CacheKey, Cancel, Checkpoints, Claim,
+    Commit, DeadLetter, Doomed, EffectRow, Ending, Error, Expired, ExpiredThreads, Finish, Grace, Held,
+    Inspect, JobView, Jobs, Known, Letter, LetterFilter, Letters, Met, NewAgent, NodeCache, Offer,
+    OldThreads, Overview, PutAgent, Record, Renewed, Replayed, Retention, Saved, StoredResult, Target,
+    ThreadFilter, ThreadSize, ThreadView, Threads, Trail, Upkeep, Verdict, Waiting, WholeLetter,
     langgraph::Rows,
 };
-use crate::ids::{CheckpointId, Epoch, JobId, Namespace, TaskId, ThreadId};
+use crate::{
+    ids::{CheckpointId, Epoch, JobId, Namespace, TaskId, ThreadId},
+    value::Value,
+};
 
 /// The store of one process.
 #[derive(Debug)]
@@ -290,6 +301,21 @@ impl Inspect for PostgresStore {
 }
 
 #[async_trait]
+impl NodeCache for PostgresStore {
+    async fn cached(&self, key: &CacheKey) -> Result<Option<Value>, Error> {
+        cache::cached(&self.link, key).await
+    }
+
+    async fn keep(&self, entry: &CacheEntry) -> Result<(), Error> {
+        cache::keep(&self.link, entry).await
+    }
+
+    async fn expire_cache(&self, limit: u32) -> Result<u64, Error> {
+        cache::expire(&self.link, limit).await
+    }
+}
+
+#[async_trait]
 impl Upkeep for PostgresStore {
     async fn orphans(&self, limit: u32, queued: bool, lane: bool) -> Result<Vec<ThreadId>, Error> {
         upkeep::orphans(&self.link, limit, queued, lane).await
@@ -330,5 +356,73 @@ impl Upkeep for PostgresStore {
 
     async fn take_duty(&self, name: &'static str, every: Duration) -> Result<bool, Error> {
         upkeep::take_duty(&self.link, name, every).await
+    }
+}
+
+#[async_trait]
+impl Agents for PostgresStore {
+    async fn put_agent(&self, agent: &NewAgent) -> Result<PutAgent, Error> {
+        agents::put(&self.link, agent).await
+    }
+
+    async fn agent(&self, agent: &AgentRef) -> Result<Option<(AgentView, Bytes)>, Error> {
+        agents::one(&self.link, agent).await
+    }
+
+    async fn agents(&self, filter: &AgentFilter, limit: u32) -> Result<Vec<AgentView>, Error> {
+        agents::list(&self.link, filter, limit).await
+    }
+
+    async fn pin_agent(&self, job_id: &JobId, agent: &AgentRef) -> Result<Option<String>, Error> {
+        agents::pin(&self.link, job_id, agent).await
+    }
+}
+
+#[async_trait]
+impl Threads for PostgresStore {
+    async fn threads(&self, filter: &ThreadFilter, limit: u32) -> Result<Vec<ThreadView>, Error> {
+        threads::list(&self.link, filter, limit).await
+    }
+
+    async fn graphs(&self, thread_id: &ThreadId) -> Result<Vec<Namespace>, Error> {
+        threads::graphs(&self.link, thread_id).await
+    }
+
+    async fn checkpoint_ids(&self, thread_id: &ThreadId, ns: &Namespace) -> Result<Vec<CheckpointId>, Error> {
+        threads::checkpoint_ids(&self.link, thread_id, ns).await
+    }
+
+    async fn sizes(&self, only: Option<&ThreadId>, limit: u32) -> Result<Vec<ThreadSize>, Error> {
+        threads::sizes(&self.link, only, limit).await
+    }
+
+    async fn seize(&self, thread_id: &ThreadId) -> Result<Result<Held, Barred>, Error> {
+        threads::seize(&self.link, &self.claimant, thread_id).await
+    }
+
+    async fn let_go(&self, held: &Held) -> Result<(), Error> {
+        threads::let_go(&self.link, &self.claimant, held).await
+    }
+
+    async fn delete_thread(&self, thread_id: &ThreadId) -> Result<Result<u64, Barred>, Error> {
+        threads::delete(&self.link, thread_id).await
+    }
+
+    async fn copy_thread(
+        &self,
+        from: &ThreadId,
+        at: &CheckpointId,
+        to: &ThreadId,
+    ) -> Result<Result<u64, Barred>, Error> {
+        threads::copy(&self.link, from, at, to).await
+    }
+
+    async fn expire_threads(
+        &self,
+        old: &OldThreads,
+        after: &str,
+        limit: u32,
+    ) -> Result<ExpiredThreads, Error> {
+        threads::expire(&self.link, old, after, limit).await
     }
 }
