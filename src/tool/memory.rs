@@ -1,7 +1,8 @@
 //! The outside world in memory, for tests: answers the requests of HTTP tools and remembers them.
 //!
 //! The end of a tool's address decides: `/lost` takes effect and its answer never comes; `/lost-first` is lost
-//! without effect the first time a key is seen; anything else takes effect and answers.
+//! without effect the first time a key is seen; `/slow` takes effect and never answers; anything else takes effect and
+//! answers, `/echo` with the body.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -46,14 +47,18 @@ impl Outside {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, request: Request, url: &str) -> Answer {
+    fn take(&self, request: Request, http: &Definition) -> Answer {
+        let url = &http.url;
         let lost = || Error::Lost("the exchange broke off with 'twin': connection reset".into()).into();
         let mut requests = self.lock();
         if url.ends_with("/lost-first") && !requests.lost.contains(&request) {
             requests.lost.push(request);
             return lost();
         }
-        let answer = Answer::success(format!("{} took effect", request.tool));
+        let answer = match &http.body {
+            Some(body) if url.ends_with("/echo") => Answer::success(body.to_string()),
+            Some(_) | None => Answer::success(format!("{} took effect", request.tool)),
+        };
         requests.done.push(request);
         if url.ends_with("/lost") { lost() } else { answer }
     }
@@ -63,13 +68,13 @@ impl Outside {
 pub(super) struct Twin {
     pub(super) spec: ToolSpec,
     pub(super) effect: Effect,
-    pub(super) url: String,
+    pub(super) http: Definition,
     pub(super) outside: Arc<Outside>,
 }
 
 impl Twin {
     pub(super) fn new(spec: ToolSpec, effect: Effect, http: &Definition, outside: Arc<Outside>) -> Self {
-        Self { spec, effect, url: http.url.clone(), outside }
+        Self { spec, effect, http: http.clone(), outside }
     }
 }
 
@@ -85,6 +90,10 @@ impl Tool for Twin {
 
     async fn call(&self, call: Call<'_>) -> Answer {
         let request = Request { tool: self.spec.name.to_string(), key: call.idempotency_key.to_owned() };
-        self.outside.take(request, &self.url)
+        let answer = self.outside.take(request, &self.http);
+        if self.http.url.ends_with("/slow") {
+            return std::future::pending().await;
+        }
+        answer
     }
 }

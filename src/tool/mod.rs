@@ -4,12 +4,14 @@
 //! **Invariant:** an answer has at most [`MAX_RESULT_CHARS`] characters and a note; a cut is always said.
 
 mod builtin;
+mod code;
 mod http;
 pub mod memory;
 mod toolbox;
 mod unusable;
 
 pub use builtin::{BUILTINS, builtin};
+pub use code::{CodeRunner, Reply, Request, Sandboxing, Script, ScriptConfig};
 pub use http::{AllowedHosts, check_http};
 pub use toolbox::{Config, Toolbox, check_definition, task_spec, validate_args};
 
@@ -54,6 +56,10 @@ pub struct Answer {
     pub writes: Vec<(Name, Value)>,
     /// Whether it is known what the call did.
     pub outcome: CallOutcome,
+    /// Whether `content` is a command that is still to be carried out.
+    pub is_command: bool,
+    /// The code of what went wrong, when this process made the call; not kept in the ledger.
+    pub code: Option<&'static str>,
 }
 
 /// Whether it is known what a call did outside.
@@ -77,7 +83,8 @@ impl Answer {
     }
 
     fn of(status: ToolStatus, content: String) -> Self {
-        Self { content, status, writes: Vec::new(), outcome: CallOutcome::Known }
+        let outcome = CallOutcome::Known;
+        Self { content, status, writes: Vec::new(), outcome, is_command: false, code: None }
     }
 
     /// The answer as the ledger keeps it.
@@ -124,6 +131,9 @@ pub enum Error {
     /// The arguments do not fit the tool's schema, or a template of the tool.
     #[error("{0}")]
     Arguments(String),
+    /// A person has said no to the call.
+    #[error("a person has rejected this call{}", .0.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
+    Rejected(Option<String>),
     /// The definition of the tool has mistakes.
     #[error("the definition of this tool has mistakes: {}", .0.join("; "))]
     Definition(Vec<String>),
@@ -136,6 +146,15 @@ pub enum Error {
         /// The language of the script.
         language: String,
     },
+    /// The script is wrong, or has raised an exception.
+    #[error("the script failed: {0}")]
+    Script(String),
+    /// The script was stopped by a limit.
+    #[error("the script was stopped: {0}")]
+    Limit(String),
+    /// There is nothing to keep a script in.
+    #[error("the script was not run: {0}")]
+    Sandbox(String),
     /// The operator has not allowed the host.
     #[error("the host '{host}' is not allowed: HTTP_TOOL_ALLOWED_HOSTS does not name it")]
     HostNotAllowed {
@@ -162,6 +181,9 @@ pub enum Error {
     /// The request went out, and no answer says what became of it.
     #[error("{0}")]
     Lost(String),
+    /// The tool answers with commands, and its answer is none that can be carried out.
+    #[error("the answer of the tool is not a command that can be carried out; nothing was written. {0}")]
+    Command(String),
     /// The client that all tools share could not be made.
     #[error("the HTTP client of the tools could not be made")]
     Client(#[source] Box<dyn StdError + Send + Sync>),
@@ -173,13 +195,18 @@ impl Error {
         match self {
             Self::Unknown { .. } => "TOOL_UNKNOWN",
             Self::Arguments(_) => "TOOL_ARGUMENTS",
+            Self::Rejected(_) => "TOOL_REJECTED",
             Self::Definition(_) => "TOOL_DEFINITION",
             Self::RuntimeMissing { .. } => "TOOL_RUNTIME_MISSING",
+            Self::Script(_) => "TOOL_SCRIPT",
+            Self::Limit(_) => "TOOL_LIMIT",
+            Self::Sandbox(_) => "TOOL_SANDBOX",
             Self::HostNotAllowed { .. } => "TOOL_HOST_NOT_ALLOWED",
             Self::PrivateAddress { .. } => "TOOL_PRIVATE_ADDRESS",
             Self::Secret(_) => "TOOL_SECRET",
             Self::Timeout(_) => "TOOL_TIMEOUT",
             Self::Failed(_) | Self::Lost(_) => "TOOL_FAILED",
+            Self::Command(_) => "TOOL_COMMAND",
             Self::Client(_) => "TOOL_CLIENT",
         }
     }
@@ -187,9 +214,9 @@ impl Error {
 
 impl From<Error> for Answer {
     fn from(error: Error) -> Self {
-        let is_lost = matches!(error, Error::Timeout(_) | Error::Lost(_));
+        let is_lost = matches!(error, Error::Timeout(_) | Error::Lost(_) | Error::Limit(_));
         let outcome = if is_lost { CallOutcome::Unknown } else { CallOutcome::Known };
-        Self { outcome, ..Self::error(cut(format!("{}: {error}", error.code()))) }
+        Self { outcome, code: Some(error.code()), ..Self::error(cut(format!("{}: {error}", error.code()))) }
     }
 }
 
@@ -201,6 +228,9 @@ pub trait Tool: Send + Sync {
 
     /// What a call does outside this process. Calls that are not pure are kept in the ledger of effects.
     fn effect(&self) -> Effect;
+
+    /// Finds out what a definition leaves open, once; the model is told what is known by then.
+    async fn prepare(&self) {}
 
     /// Waits for a place among the calls that may be made at the same time; to be held during the call. Apart from
     /// the call, so that nothing has to be waited for between the intent of a call and the call.

@@ -7,13 +7,14 @@ use secrecy::SecretString;
 use serde_json::{Value as Json, json};
 
 use super::{
-    Error, SharedTool, builtin, check_http,
+    Error, ScriptConfig, SharedTool, builtin, check_http,
+    code::Runners,
     http::{AllowedHosts, HttpRequester, HttpTool},
     memory::{self, Twin},
     unusable::{Unusable, spec_of},
 };
 use crate::{
-    graph::{self, Effect, Schema, ToolDefinition},
+    graph::{self, Effect, Schema, ToolDefinition, ToolRuntime},
     model::ToolSpec,
     value::{Map, Name, Value},
 };
@@ -37,6 +38,8 @@ pub struct Config {
     pub max_response_bytes: u64,
     /// `TOOL_MAX_CONCURRENT`: requests at the same time in this process; others wait.
     pub max_concurrent: usize,
+    /// Scripts.
+    pub scripts: ScriptConfig,
 }
 
 impl Default for Config {
@@ -48,6 +51,7 @@ impl Default for Config {
             max_timeout: Duration::from_secs(60),
             max_response_bytes: 1 << 20,
             max_concurrent: 256,
+            scripts: ScriptConfig::default(),
         }
     }
 }
@@ -56,6 +60,8 @@ impl Default for Config {
 #[derive(Clone, Debug)]
 pub struct Toolbox {
     outside: Outside,
+    /// None where nothing outside is reached.
+    scripts: Option<Runners>,
 }
 
 /// Who carries out the requests of HTTP tools.
@@ -68,12 +74,13 @@ enum Outside {
 impl Toolbox {
     /// A toolbox under the operator's limits. Fails when the HTTP client cannot be made.
     pub fn new(config: Config) -> Result<Self, Error> {
-        Ok(Self { outside: Outside::Http(Arc::new(HttpRequester::new(config)?)) })
+        let scripts = Some(Runners::new(&config.scripts));
+        Ok(Self { outside: Outside::Http(Arc::new(HttpRequester::new(config)?)), scripts })
     }
 
     /// A toolbox whose HTTP tools reach nothing but `outside`.
     pub fn in_memory(outside: Arc<memory::Outside>) -> Self {
-        Self { outside: Outside::Memory(outside) }
+        Self { outside: Outside::Memory(outside), scripts: None }
     }
 
     /// The tool that `name` means: what the definition brings along, or else the built-in.
@@ -92,7 +99,11 @@ impl Toolbox {
                 .or_else(|| Some(Arc::new(Unusable::mistaken(spec, mistakes))));
         }
         if let Some(runtime) = &definition.runtime {
-            return Some(Arc::new(Unusable::script(spec, runtime)));
+            let tool = self.scripts.as_ref().and_then(|scripts| scripts.tool(&spec, definition, runtime));
+            return Some(match tool {
+                Some(tool) => Arc::new(tool),
+                None => Arc::new(Unusable::script(spec, runtime)),
+            });
         }
         let http = definition.http.as_ref()?;
         let effect = effect_of(definition, http);
@@ -106,6 +117,16 @@ impl Toolbox {
             Ok(tool) => Arc::new(tool),
             Err(mistakes) => Arc::new(Unusable::mistaken(spec, mistakes)),
         })
+    }
+}
+
+impl Toolbox {
+    /// The packages that a script needs and that are not installed; none when scripts of its language are not run here.
+    pub async fn missing_packages(&self, runtime: &ToolRuntime) -> Result<Vec<String>, Error> {
+        match &self.scripts {
+            Some(scripts) => scripts.missing(runtime).await,
+            None => Ok(Vec::new()),
+        }
     }
 }
 

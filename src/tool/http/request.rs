@@ -3,9 +3,8 @@
 //! **Invariant:** arguments never reach the scheme, the host or the port of the address, and cannot climb in
 //! its path; secrets reach nothing but header values.
 
-use std::{sync::LazyLock, time::Duration};
+use std::time::Duration;
 
-use regex::Regex;
 use reqwest::{
     Method,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
@@ -15,7 +14,7 @@ use url::Url;
 
 use super::body::Body;
 use crate::{
-    graph::{HttpTool as Definition, Template},
+    graph::{HttpTool as Definition, SECRET, Template, secret_names},
     tool::Error,
     value::{Map, State, Value},
 };
@@ -44,11 +43,6 @@ const RESERVED: [&str; 12] = [
     "proxy-connection",
     "accept-encoding",
 ];
-
-/// The one way to write a secret: whole and unchanged, so that it is recognised when a server sends it back.
-static SECRET: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"\{\{-?\s*secrets\.([A-Za-z0-9_]+)\s*-?\}\}").expect("the pattern is constant and tested")
-});
 
 /// A definition's request, parsed.
 #[derive(Debug)]
@@ -229,7 +223,7 @@ fn header(name: &str, value: &str) -> Result<Header, String> {
     if RESERVED.contains(&parsed.as_str()) {
         return Err(format!("the header '{name}' is set by the client and cannot be defined"));
     }
-    let secrets = SECRET.captures_iter(value).map(|found| found[1].to_owned()).collect();
+    let secrets = secret_names(value);
     let rest = template(&SECRET.replace_all(value, ""), name)?;
     if rest.names().any(|name| name == SECRETS) {
         return Err(format!(
