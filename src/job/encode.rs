@@ -83,11 +83,20 @@ impl ResultEvent {
     }
 }
 
+/// Tokens of a job.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Spent {
+    /// By `provider:model`.
+    pub by_model: BTreeMap<String, Usage>,
+    /// By node; one inside a nested graph has the names of the nodes around it in front, `outer/inner`.
+    pub by_node: BTreeMap<String, Usage>,
+}
+
 /// Numbers of a job.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
-    /// Tokens by `provider:model`.
-    pub usage_by_model: BTreeMap<String, Usage>,
+    /// Tokens.
+    pub spent: Spent,
     /// Dollars; 0 when no price is known.
     pub cost_usd: f64,
     /// Milliseconds from the claim to the end, of this attempt.
@@ -100,6 +109,8 @@ pub struct Totals {
     pub checkpoint_id: Option<String>,
     /// The id of the job's last event in the stream of its thread; none for a job that never started.
     pub last_event_id: Option<String>,
+    /// The author's version of the definition, when it has one.
+    pub agent_version: Option<String>,
 }
 
 /// A result, ready to be stored and published.
@@ -155,6 +166,9 @@ pub fn encode_result(job: &Job, outcome: &ResultEvent, numbers: &Totals, stamp: 
     if let Some(id) = &numbers.last_event_id {
         data.insert("last_event_id".into(), id.as_str().into());
     }
+    if let Some(version) = &numbers.agent_version {
+        data.insert("agent_version".into(), version.as_str().into());
+    }
     let event = Event {
         specversion: "1.0",
         id: &event_id,
@@ -181,19 +195,20 @@ pub struct Stamp<'a> {
 
 fn usage(numbers: &Totals) -> Json {
     let sum = |count: fn(&Usage) -> u64| {
-        numbers.usage_by_model.values().fold(0_u64, |sum, usage| sum.saturating_add(count(usage)))
+        numbers.spent.by_model.values().fold(0_u64, |sum, usage| sum.saturating_add(count(usage)))
     };
-    let by_model = numbers
-        .usage_by_model
-        .iter()
-        .map(|(model, usage)| (model.clone(), Value::Map(usage.to_map().into()).to_json()));
+    let by = |sums: &BTreeMap<String, Usage>| {
+        let json = |usage: &Usage| Value::Map(usage.to_map().into()).to_json();
+        sums.iter().map(|(key, usage)| (key.clone(), json(usage))).collect::<JsonMap<_, _>>()
+    };
     json!({
         "input_tokens": sum(|usage| usage.input_tokens),
         "output_tokens": sum(|usage| usage.output_tokens),
         "total_tokens": sum(|usage| usage.total_tokens),
         // NaN and infinity have no JSON; readers are promised a number.
         "cost_usd": if numbers.cost_usd.is_finite() { numbers.cost_usd } else { 0.0 },
-        "by_model": by_model.collect::<JsonMap<_, _>>(),
+        "by_model": by(&numbers.spent.by_model),
+        "by_node": by(&numbers.spent.by_node),
     })
 }
 
@@ -241,7 +256,7 @@ mod tests {
         let usage = Usage { input_tokens: 3, output_tokens: 2, total_tokens: 5, ..Usage::default() };
         let models = ["openai:gpt-4o", "scripted:demo"].map(|model| (model.to_owned(), usage.clone()));
         Totals {
-            usage_by_model: models.into(),
+            spent: Spent { by_model: models.into(), by_node: [("main".to_owned(), usage)].into() },
             duration_ms: 1200,
             steps: 4,
             attempts: 2,
@@ -306,6 +321,13 @@ mod tests {
                       "output_tokens": 2,
                       "total_tokens": 5
                     }
+                  },
+                  "by_node": {
+                    "main": {
+                      "input_tokens": 3,
+                      "output_tokens": 2,
+                      "total_tokens": 5
+                    }
                   }
                 },
                 "duration_ms": 1200,
@@ -353,7 +375,8 @@ mod tests {
                   "output_tokens": 0,
                   "total_tokens": 0,
                   "cost_usd": 0.0,
-                  "by_model": {}
+                  "by_model": {},
+                  "by_node": {}
                 },
                 "duration_ms": 0,
                 "steps": 0,
@@ -417,6 +440,13 @@ mod tests {
                           "total_tokens": 5
                         },
                         "scripted:demo": {
+                          "input_tokens": 3,
+                          "output_tokens": 2,
+                          "total_tokens": 5
+                        }
+                      },
+                      "by_node": {
+                        "main": {
                           "input_tokens": 3,
                           "output_tokens": 2,
                           "total_tokens": 5

@@ -157,6 +157,7 @@ impl<'p> Fields<'p> {
             durability: fields.word("durability", "sync, async or exit").unwrap_or_default(),
             budget: fields.budget(),
             metadata: fields.take("metadata", &scalars, metadata).unwrap_or_default(),
+            allow_incompatible: fields.word("allow_incompatible", "true or false").unwrap_or_default(),
             tags: fields.take("tags", &tags, texts).unwrap_or_default(),
         }
     }

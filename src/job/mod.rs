@@ -7,7 +7,7 @@ mod fields;
 mod request;
 
 pub use decode::{Decoded, decode};
-pub use encode::{Encoded, MAX_EVENT_BYTES, ResultEvent, Stamp, Totals, encode_result, with_dataref};
+pub use encode::{Encoded, MAX_EVENT_BYTES, ResultEvent, Spent, Stamp, Totals, encode_result, with_dataref};
 pub(crate) use envelope::percent_decoded;
 pub use request::{Request, encode_request};
 
@@ -127,6 +127,9 @@ pub struct JobConfig {
     /// Scalars stored in every checkpoint's metadata.
     #[serde(default, skip_serializing_if = "JsonMap::is_empty")]
     pub metadata: JsonMap<String, Json>,
+    /// Whether to go on with a thread that holds what the definition does not have.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_incompatible: bool,
     /// Labels; not interpreted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,

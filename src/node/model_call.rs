@@ -7,31 +7,43 @@ use std::{
 
 use futures::StreamExt;
 use serde_json::Value as Json;
+use tokio::time::timeout;
 use tracing::Instrument;
 
-use super::{Error, Scope, TaskView, tool_call};
+use super::{Error, Scope, TaskView, correction::Correction, summary, tool_call};
 use crate::{
-    graph::{ModelNode, ModelSettings, Schema, Template},
-    model::{self, ChatModel, Chunk, Reply, Request},
-    pregel::{SENDS, Write},
-    stream::TokenBuffer,
+    graph::{FailureClass, ModelNode, ModelSettings, NodeKind, Schema, Template},
+    model::{self, ChatModel, Chunk, Reply, Request, retry},
+    pregel::{self, MESSAGES, OVERWRITE, SENDS, Write},
+    stream::{Piece, TokenBuffer},
     telemetry::{label, metric},
-    value::{Content, Map, Message, Role, Send, State, Value},
+    value::{Content, Map, Message, Role, Send, State, Value, with_answers},
 };
 
 pub(super) async fn run(scope: &Scope, task: TaskView<'_>, node: &ModelNode) -> Result<Vec<Write>, Error> {
-    let request = request(task, node)?;
-    let call = ask(scope, task, node, request);
-    let answer = match node.timeout_seconds {
-        None => Box::pin(call).await?,
-        Some(limit) => tokio::time::timeout(Duration::from_secs_f64(limit), Box::pin(call))
-            .await
-            .map_err(|_| Error::Timeout(limit))??,
-    };
-    writes(node, answer)
+    let correction = Correction::of(task);
+    if correction.messages.is_empty()
+        && let Some(writes) = summary::hand_over(task, node)
+    {
+        return Ok(writes);
+    }
+    let mut request = request(task, node)?;
+    request.messages.extend(correction.messages.iter().cloned());
+    let answer = Box::pin(ask(scope, task, request)).await?;
+    let sends = sends(node, &answer.reply);
+    if !sends.is_empty() {
+        return Ok(std::iter::once(to_messages(message(answer))).chain(sends).collect());
+    }
+    match value(node, &answer.reply.text) {
+        Ok(value) => Ok(writes(node, answer, value)),
+        Err(problems) if correction.is_allowed(node.schema_retries) => {
+            Ok(vec![correction.again(scope, task, message(answer), &problems)])
+        }
+        Err(problems) => Err(Error::Output(problems.join("; "))),
+    }
 }
 
-fn request(task: TaskView<'_>, node: &ModelNode) -> Result<Request, Error> {
+pub(super) fn request(task: TaskView<'_>, node: &ModelNode) -> Result<Request, Error> {
     let system_prompt =
         node.system_prompt.as_ref().map(|t| render("system_prompt", t, task.state)).transpose()?;
     let messages = match &node.prompt {
@@ -39,7 +51,7 @@ fn request(task: TaskView<'_>, node: &ModelNode) -> Result<Request, Error> {
             let text = render("prompt", prompt, task.state)?;
             vec![Arc::new(Message::new(format!("{}-prompt", task.id), Role::Human, text))]
         }
-        None => task.state.get("messages").into_iter().flat_map(|list| list.messages().cloned()).collect(),
+        None => conversation(task.state),
     };
     Ok(Request {
         settings: node.model.clone(),
@@ -51,7 +63,15 @@ fn request(task: TaskView<'_>, node: &ModelNode) -> Result<Request, Error> {
     })
 }
 
-fn render(what: &str, template: &Template, state: &State) -> Result<String, Error> {
+/// The conversation, with an answer to every call: providers refuse one without.
+fn conversation(state: &State) -> Vec<Arc<Message>> {
+    let messages = state.get(MESSAGES).and_then(Value::as_list).unwrap_or_default();
+    let mended = with_answers(messages);
+    let messages = mended.as_deref().unwrap_or(messages);
+    messages.iter().filter_map(Value::as_message).cloned().collect()
+}
+
+pub(super) fn render(what: &str, template: &Template, state: &State) -> Result<String, Error> {
     let failed = |error: crate::graph::ExpressionError| Error::Expression {
         what: what.into(),
         reason: error.to_string(),
@@ -60,21 +80,17 @@ fn render(what: &str, template: &Template, state: &State) -> Result<String, Erro
 }
 
 /// A model's answer under the message id its text was streamed with.
-struct Answer {
+pub(super) struct Answer {
     message_id: String,
-    reply: Reply,
+    pub(super) reply: Reply,
 }
 
-/// Asks the node's model, then its fallbacks, each as often as the retry policy allows.
-async fn ask(
-    scope: &Scope,
-    task: TaskView<'_>,
-    node: &ModelNode,
-    mut request: Request,
-) -> Result<Answer, Error> {
-    let fallbacks = node.model.fallbacks.iter().map(|settings| Arc::new(settings.clone()));
+/// Asks the request's model, then its fallbacks, each as often as the retry policy allows.
+pub(super) async fn ask(scope: &Scope, task: TaskView<'_>, mut request: Request) -> Result<Answer, Error> {
+    let first = request.settings.clone();
+    let fallbacks = first.fallbacks.iter().map(|settings| Arc::new(settings.clone()));
     let mut last = None;
-    for settings in std::iter::once(node.model.clone()).chain(fallbacks) {
+    for settings in std::iter::once(first.clone()).chain(fallbacks) {
         request.settings = settings;
         match ask_one(scope, task, &mut request).await {
             Err(Error::Model(error)) if error.is_retryable() => last = Some(error),
@@ -85,22 +101,39 @@ async fn ask(
 }
 
 async fn ask_one(scope: &Scope, task: TaskView<'_>, request: &mut Request) -> Result<Answer, Error> {
-    request.retry = 0;
+    request.retry = task.tries.number();
+    let policy = retry_policy(scope, task);
+    let mut failed = 0;
     loop {
         scope.spending.check()?;
+        scope.spending.model_call()?;
         let error = match call(scope, task, request.clone()).await {
             Ok(answer) => return accept(answer),
-            Err(error) => error,
+            Err(Error::Model(error)) => error,
+            Err(other) => return Err(other),
         };
-        let Some(wait) = scope.retry.delay(request.retry, &error, fastrand::u64(..)) else {
+        let Some(wait) = policy.delay(failed, &error, fastrand::u64(..)) else {
+            error
+                .retry_after()
+                .into_iter()
+                .for_each(|asked| task.tries.waits(asked.min(policy.longest_asked)));
             return Err(error.into());
         };
+        failed += 1;
         let (ModelSettings { provider, model, .. }, code) = (&*request.settings, error.code());
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         tracing::warn!(node = %task.node.name, %provider, %model, code, %error, retry = request.retry, wait_ms, "model call failed, trying again");
         request.retry += 1;
         tokio::time::sleep(wait).await;
     }
+}
+
+/// How often a model is asked in one run of the node: as the operator says, unless the node says when it is run
+/// again; both together would multiply.
+fn retry_policy(scope: &Scope, task: TaskView<'_>) -> retry::Policy {
+    let retry = task.node.policy.retry.as_ref();
+    let is_covered = retry.is_some_and(|retry| retry.covers(FailureClass::ModelUnavailable));
+    retry::Policy { tries: if is_covered { 1 } else { scope.retry.tries }, ..scope.retry }
 }
 
 fn accept(answer: Answer) -> Result<Answer, Error> {
@@ -111,7 +144,7 @@ fn accept(answer: Answer) -> Result<Answer, Error> {
 }
 
 /// One try: streams the text as it comes, under a message id of its own so that a retry never doubles text.
-async fn call(scope: &Scope, task: TaskView<'_>, request: Request) -> Result<Answer, model::Error> {
+async fn call(scope: &Scope, task: TaskView<'_>, request: Request) -> Result<Answer, Error> {
     let settings = request.settings.clone();
     let ModelSettings { provider, model, .. } = &*settings;
     let span = tracing::info_span!(
@@ -134,16 +167,25 @@ async fn call(scope: &Scope, task: TaskView<'_>, request: Request) -> Result<Ans
     let elapsed = started.elapsed().as_secs_f64();
     metrics::histogram!(metric::LLM_SECONDS, "provider" => provider.clone(), "model" => label.clone())
         .record(elapsed);
-    let answer = result?;
+    let answer = result.inspect_err(|error| {
+        let labels = [("provider", provider.clone()), ("code", label::CODE.value(error.code()))];
+        metrics::counter!(metric::LLM_FAILURES, &labels).increment(1);
+    })?;
     if let Some(usage) = &answer.reply.usage {
         span.record("gen_ai.usage.input_tokens", usage.input_tokens);
         span.record("gen_ai.usage.output_tokens", usage.output_tokens);
-        for (kind, tokens) in [("input", usage.input_tokens), ("output", usage.output_tokens)] {
+        let cached = if let Some(Value::Number(tokens)) = usage.input_token_details.get("cache_read") {
+            tokens.as_u64().unwrap_or_default()
+        } else {
+            0
+        };
+        let kinds = [("input", usage.input_tokens), ("output", usage.output_tokens), ("cache_read", cached)];
+        for (kind, tokens) in kinds {
             let labels =
                 [("provider", provider.clone()), ("model", label.clone()), ("kind", kind.to_owned())];
             metrics::counter!(metric::LLM_TOKENS, &labels).increment(tokens);
         }
-        scope.spending.add(format!("{provider}:{model}"), usage);
+        scope.spending.add(format!("{provider}:{model}"), task.path(), usage);
     }
     Ok(answer)
 }
@@ -152,46 +194,73 @@ async fn stream(
     scope: &Scope,
     task: TaskView<'_>,
     (adapter, request): (Arc<dyn ChatModel>, Request),
-) -> Result<Answer, model::Error> {
+) -> Result<Answer, Error> {
+    let idle = task.node.policy.idle_timeout;
+    let silent = |limit: Duration| Error::Idle(limit.as_secs_f64());
     let message_id = format!("run-{}", uuid::Uuid::new_v4());
-    let mut chunks = adapter.call(request).await?;
+    let mut chunks = match idle {
+        None => adapter.call(request).await?,
+        Some(limit) => timeout(limit, adapter.call(request)).await.map_err(|_| silent(limit))??,
+    };
+    let mut heard = tokio::time::Instant::now();
     let mut text = TokenBuffer::new(scope.emitter.tokens());
+    // A summary is part of the conversation, and nobody's answer.
+    let is_heard = !matches!(task.node.kind, NodeKind::Summary(_));
+    let say = |piece: &Piece| {
+        if is_heard {
+            scope.emitter.token(task.origin(), &message_id, piece);
+        }
+    };
     let mut is_first = true;
     loop {
         let chunk = tokio::select! {
             // The clock is read only when the model has nothing to say.
             biased;
             chunk = chunks.next() => chunk,
+            limit = silence(heard, idle) => return Err(silent(limit)),
             () = due(&text) => {
                 if let Some(piece) = text.tick(Instant::now()) {
-                    scope.emitter.token(task.origin(), &message_id, &piece);
+                    say(&piece);
                 }
                 continue;
             }
         };
+        if idle.is_some() {
+            heard = tokio::time::Instant::now();
+        }
         match chunk {
             Some(Ok(Chunk::Text(piece))) => {
+                if is_first {
+                    task.tries.says(&message_id);
+                }
                 if let Some(seconds) = is_first.then(|| scope.spending.first_token()).flatten() {
                     metrics::histogram!(metric::FIRST_TOKEN_SECONDS).record(seconds);
                 }
                 is_first = false;
                 if let Some(piece) = text.push(&piece, Instant::now()) {
-                    scope.emitter.token(task.origin(), &message_id, &piece);
+                    say(&piece);
                 }
             }
             Some(Ok(Chunk::Done(reply))) => {
                 if let Some(piece) = text.finish() {
-                    scope.emitter.token(task.origin(), &message_id, &piece);
+                    say(&piece);
                 }
                 return Ok(Answer { message_id, reply: *reply });
             }
-            Some(Err(error)) => return Err(error),
+            Some(Err(error)) => return Err(error.into()),
             None => {
                 let message = "the answer ended without an end".to_owned();
-                return Err(model::Error::Protocol { provider: "model".into(), message });
+                return Err(model::Error::Protocol { provider: "model".into(), message }.into());
             }
         }
     }
+}
+
+/// Waits until nothing has come for as long as the node allows; for ever when it says nothing.
+async fn silence(heard: tokio::time::Instant, idle: Option<Duration>) -> Duration {
+    let Some(limit) = idle else { return std::future::pending().await };
+    tokio::time::sleep(limit.saturating_sub(heard.elapsed())).await;
+    limit
 }
 
 /// Waits until the text that waits may be sent; for ever when none does.
@@ -202,25 +271,18 @@ async fn due(text: &TokenBuffer) {
     }
 }
 
-/// The AI message, the channel the answer goes to, and one send per tool call.
-fn writes(node: &ModelNode, answer: Answer) -> Result<Vec<Write>, Error> {
-    let sends = sends(node, &answer.reply);
-    let mut writes = Vec::with_capacity(1 + sends.len());
-    match &node.writes {
-        Some(channel) if sends.is_empty() => {
-            writes.push(Write::new(channel.clone(), value(node, &answer.reply.text)?))
-        }
-        Some(_) | None => {
-            if sends.is_empty() {
-                value(node, &answer.reply.text)?;
-            }
-            writes.push(Write::new("messages", Value::list(vec![message(answer).into()])));
-        }
-    }
-    writes.extend(sends);
-    Ok(writes)
+/// Where a final answer goes: to the conversation, to a channel, or to both.
+fn writes(node: &ModelNode, answer: Answer, value: Value) -> Vec<Write> {
+    let own = node.writes.clone().map(|channel| Write::new(channel, value));
+    let keeps = own.is_none() || node.keeps_answer;
+    keeps.then(|| to_messages(message(answer))).into_iter().chain(own).collect()
 }
 
+fn to_messages(message: Message) -> Write {
+    Write::new("messages", Value::list(vec![message.into()]))
+}
+
+/// One send per tool call.
 fn sends(node: &ModelNode, reply: &Reply) -> Vec<Write> {
     let Some(target) = &node.tools_node else { return Vec::new() };
     let send = |arg: Value| Write::new(SENDS, Value::Send(Arc::new(Send { node: target.clone(), arg })));
@@ -229,13 +291,19 @@ fn sends(node: &ModelNode, reply: &Reply) -> Vec<Write> {
     calls.chain(invalid).map(send).collect()
 }
 
-/// The answer as a value: text, or JSON checked against the node's schema.
-fn value(node: &ModelNode, text: &str) -> Result<Value, Error> {
+/// The answer as a value: text, or JSON checked against the node's schema; or what is wrong with it.
+fn value(node: &ModelNode, text: &str) -> Result<Value, Vec<String>> {
     let Some(schema) = &node.output_schema else { return Ok(text.into()) };
-    let json: Json = serde_json::from_str(text).map_err(|_| Error::Output("it is not JSON".into()))?;
-    let schema = Schema::compile(schema).map_err(Error::Output)?;
-    let problems = schema.check(&json);
-    if problems.is_empty() { Ok(json.into()) } else { Err(Error::Output(problems.join("; "))) }
+    let json: Json = serde_json::from_str(text).map_err(|_| vec!["it is not JSON".to_owned()])?;
+    let mut problems = match Schema::compile(schema) {
+        Ok(schema) => schema.check(&json),
+        Err(wrong) => vec![wrong],
+    };
+    let value = Value::from(json);
+    if pregel::is_overwriting(&value) {
+        problems.push(format!("the only field is `{OVERWRITE}`, which an answer cannot have"));
+    }
+    if problems.is_empty() { Ok(value) } else { Err(problems) }
 }
 
 fn message(answer: Answer) -> Message {

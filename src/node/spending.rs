@@ -2,12 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
     time::Instant,
 };
 
 use super::Error;
-use crate::value::Usage;
+use crate::{graph::CallLimits, job::Spent, value::Usage};
 
 /// What a job may spend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -21,54 +21,115 @@ pub struct Budget {
 pub struct Spending {
     budget: Budget,
     started: Instant,
+    /// What the job's definition allows; known once it is compiled.
+    limits: OnceLock<CallLimits>,
     counts: Mutex<Counts>,
+}
+
+/// Calls of one job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// Requests to models.
+    pub model: u64,
+    /// Calls of tools.
+    pub tool: u64,
 }
 
 #[derive(Debug, Default)]
 struct Counts {
     /// Of this attempt.
-    by_model: BTreeMap<String, Usage>,
+    now: Spent,
     /// Of earlier attempts of the job.
-    before: BTreeMap<String, Usage>,
+    before: Spent,
+    /// Calls, earlier attempts included.
+    calls: Calls,
     first_token_seen: bool,
 }
 
 impl Spending {
     /// Nothing spent yet.
     pub fn new(budget: Budget) -> Self {
-        Self { budget, started: Instant::now(), counts: Mutex::default() }
+        Self { budget, started: Instant::now(), limits: OnceLock::new(), counts: Mutex::default() }
     }
 
     /// Refuses the next model call when the budget is used up.
     pub fn check(&self) -> Result<(), Error> {
         let Some(limit) = self.budget.max_tokens else { return Ok(()) };
-        let spent = self.by_model().values().map(|usage| usage.total_tokens).sum();
+        let spent = self.spent().by_model.values().map(|usage| usage.total_tokens).sum();
         if spent >= limit { Err(Error::Budget { limit, spent }) } else { Ok(()) }
     }
 
-    /// Adds the tokens of one call to `provider:model`.
-    pub fn add(&self, model: String, usage: &Usage) {
+    /// Says how often the job may call; the first limits count.
+    pub fn limit(&self, limits: CallLimits) {
+        self.limits.get_or_init(|| limits);
+    }
+
+    fn limits(&self) -> CallLimits {
+        self.limits.get().copied().unwrap_or_default()
+    }
+
+    /// Counts one request to a model, or refuses it.
+    pub fn model_call(&self) -> Result<(), Error> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let sum = counts.by_model.entry(model).or_default();
-        *sum = combine(sum, usage, u64::saturating_add);
+        match self.limits().model_calls {
+            Some(limit) if counts.calls.model >= limit => Err(Error::ModelCalls(limit)),
+            _ => {
+                counts.calls.model += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Counts the calls of tools that one superstep is about to make, or refuses all of them.
+    pub fn tool_calls(&self, more: u64) -> Result<(), Error> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = counts.calls.tool.saturating_add(more);
+        match self.limits().tool_calls {
+            Some(limit) if more > 0 && asked > limit => Err(Error::ToolCalls { limit, asked }),
+            _ => {
+                counts.calls.tool = asked;
+                Ok(())
+            }
+        }
+    }
+
+    /// Calls of the job so far, when the definition limits them.
+    pub fn limited_calls(&self) -> Option<Calls> {
+        let is_limited = self.limits() != CallLimits::default();
+        is_limited.then(|| self.counts.lock().unwrap_or_else(PoisonError::into_inner).calls)
+    }
+
+    /// Takes over what a checkpoint of an earlier attempt says the job had called by then; as
+    /// [`Spending::restore`], the greatest counts.
+    pub fn restore_calls(&self, calls: Calls) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let Calls { model, tool } = counts.calls;
+        counts.calls = Calls { model: model.max(calls.model), tool: tool.max(calls.tool) };
+    }
+
+    /// Adds the tokens of one call to `provider:model` that `node` made.
+    pub fn add(&self, model: String, node: String, usage: &Usage) {
+        let now = &mut self.counts.lock().unwrap_or_else(PoisonError::into_inner).now;
+        for (sums, key) in [(&mut now.by_model, model), (&mut now.by_node, node)] {
+            let sum = sums.entry(key).or_default();
+            *sum = combine(sum, usage, u64::saturating_add);
+        }
     }
 
     /// Takes over what a checkpoint of an earlier attempt says the job had spent by then. Checkpoints of
     /// graphs that ran side by side say overlapping sums: the greatest counts.
-    pub fn restore(&self, model: String, usage: &Usage) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let sum = counts.before.entry(model).or_default();
-        *sum = combine(sum, usage, u64::max);
+    pub fn restore(&self, spent: &Spent) {
+        let before = &mut self.counts.lock().unwrap_or_else(PoisonError::into_inner).before;
+        merge(&mut before.by_model, &spent.by_model, u64::max);
+        merge(&mut before.by_node, &spent.by_node, u64::max);
     }
 
-    /// Tokens of the job so far, by `provider:model`.
-    pub fn by_model(&self) -> BTreeMap<String, Usage> {
+    /// Tokens of the job so far.
+    pub fn spent(&self) -> Spent {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut sums = counts.before.clone();
-        for (model, usage) in &counts.by_model {
-            let sum = sums.entry(model.clone()).or_default();
-            *sum = combine(sum, usage, u64::saturating_add);
-        }
+        merge(&mut sums.by_model, &counts.now.by_model, u64::saturating_add);
+        merge(&mut sums.by_node, &counts.now.by_node, u64::saturating_add);
         sums
     }
 
@@ -77,6 +138,13 @@ impl Spending {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let first = !std::mem::replace(&mut counts.first_token_seen, true);
         first.then(|| self.started.elapsed().as_secs_f64())
+    }
+}
+
+fn merge(into: &mut BTreeMap<String, Usage>, from: &BTreeMap<String, Usage>, with: fn(u64, u64) -> u64) {
+    for (key, usage) in from {
+        let sum = into.entry(key.clone()).or_default();
+        *sum = combine(sum, usage, with);
     }
 }
 
@@ -97,7 +165,7 @@ mod tests {
     fn a_used_up_budget_refuses_the_next_call() {
         let spending = Spending::new(Budget { max_tokens: Some(10) });
         spending.check().expect("nothing is spent");
-        spending.add("p:m".into(), &Usage { total_tokens: 10, ..Usage::default() });
+        spending.add("p:m".into(), "n".into(), &Usage { total_tokens: 10, ..Usage::default() });
         let refused = spending.check().expect_err("all is spent");
         assert_eq!(refused.to_string(), "the budget of 10 tokens is exhausted (10 spent)");
         Spending::new(Budget::default()).check().expect("no budget, no limit");
@@ -108,13 +176,30 @@ mod tests {
         let total = |total_tokens| Usage { total_tokens, ..Usage::default() };
         let spending = Spending::new(Budget { max_tokens: Some(25) });
         for sum in [10, 15, 12] {
-            spending.restore("p:m".into(), &total(sum));
+            let by_model = BTreeMap::from([("p:m".to_owned(), total(sum))]);
+            let by_node = BTreeMap::from([("n".to_owned(), total(sum))]);
+            spending.restore(&Spent { by_model, by_node });
         }
-        spending.add("p:m".into(), &total(5));
+        spending.add("p:m".into(), "n".into(), &total(5));
         spending.check().expect("20 of 25 are spent");
-        assert_eq!(spending.by_model()["p:m"].total_tokens, 20);
-        spending.add("p:other".into(), &total(5));
+        assert_eq!(spending.spent().by_model["p:m"].total_tokens, 20);
+        assert_eq!(spending.spent().by_node["n"].total_tokens, 20);
+        spending.add("p:other".into(), "n".into(), &total(5));
         spending.check().expect_err("all is spent");
+    }
+
+    #[test]
+    fn calls_beyond_a_limit_are_refused_and_not_counted() {
+        let spending = Spending::new(Budget::default());
+        assert_eq!(spending.limited_calls(), None);
+        spending.limit(CallLimits { model_calls: Some(2), tool_calls: Some(3) });
+        spending.restore_calls(Calls { model: 1, tool: 1 });
+        spending.model_call().expect("the second");
+        assert!(matches!(spending.model_call(), Err(Error::ModelCalls(2))));
+        assert!(matches!(spending.tool_calls(3), Err(Error::ToolCalls { limit: 3, asked: 4 })));
+        spending.tool_calls(2).expect("three in all");
+        spending.tool_calls(0).expect("none is no call");
+        assert_eq!(spending.limited_calls(), Some(Calls { model: 2, tool: 3 }));
     }
 
     #[test]

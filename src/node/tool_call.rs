@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 
-use super::{Error, Scope, TaskView, tool_set::TASK};
+use super::{Error, Scope, TaskView, command, tool_set::TASK};
 use crate::{
     graph::{NodeKind, ToolsNode},
     ids,
@@ -70,7 +70,7 @@ pub fn asked(task: TaskView<'_>, argument: &Value) -> Result<Asked, Error> {
     Ok(decide(task, node, call))
 }
 
-fn decide(task: TaskView<'_>, node: &ToolsNode, call: ToolCall) -> Asked {
+pub(super) fn decide(task: TaskView<'_>, node: &ToolsNode, call: ToolCall) -> Asked {
     if !node.tools.contains(&call.name) {
         let known = node.tools.iter().map(ToString::to_string).collect();
         let unknown = tool::Error::Unknown { name: call.name.to_string(), known };
@@ -119,13 +119,20 @@ pub fn start(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> Instant {
     Instant::now()
 }
 
-/// Runs the call. Whoever calls has the tool's turn.
+/// Runs the call, within the time its node allows. Whoever calls has the tool's turn.
 pub async fn run(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> Answer {
     let Some(tool) = task.tools.get(&call.name) else { return Answer::error("the tool is not available") };
     let key = idempotency_key(scope, task, call);
     let now = scope.clock.now();
-    let call = tool::Call { id: &call.id, args: &call.args, state: task.state, now, idempotency_key: &key };
-    tool.call(call).await
+    let asked = tool::Call { id: &call.id, args: &call.args, state: task.state, now, idempotency_key: &key };
+    let answer = match task.node.policy.timeout {
+        None => tool.call(asked).await,
+        Some(limit) => {
+            let answered = tokio::time::timeout(limit, tool.call(asked)).await;
+            answered.unwrap_or_else(|_| tool::Error::Timeout(limit).into())
+        }
+    };
+    command::carry_out(task, call, answer)
 }
 
 /// An answer to a call.
@@ -141,6 +148,15 @@ pub struct Told {
 
 /// Reports the answer, and turns it into the task's writes.
 pub fn finish(scope: &Scope, task: TaskView<'_>, call: &ToolCall, told: Told) -> Vec<Write> {
+    let answer = tell(scope, task, call, told);
+    let message = answer_message(task, call, answer.status, answer.content);
+    let mut writes = vec![Write::new("messages", Value::list(vec![message.into()]))];
+    writes.extend(answer.writes.into_iter().map(|(channel, value)| Write { channel, value }));
+    writes
+}
+
+/// Reports the answer, and gives it back.
+pub(super) fn tell(scope: &Scope, task: TaskView<'_>, call: &ToolCall, told: Told) -> Answer {
     #[derive(Serialize)]
     struct End<'a> {
         tool_name: &'a str,
@@ -166,10 +182,7 @@ pub fn finish(scope: &Scope, task: TaskView<'_>, call: &ToolCall, told: Told) ->
     let known = task.tools.get(&call.name).is_some() || &*call.name == TASK;
     let label = if known { label::TOOL.value(&call.name) } else { "unknown".to_owned() };
     metrics::counter!(metric::TOOL_CALLS, "tool" => label, "status" => status).increment(1);
-    let message = answer_message(task, call, answer.status, answer.content);
-    let mut writes = vec![Write::new("messages", Value::list(vec![message.into()]))];
-    writes.extend(answer.writes.into_iter().map(|(channel, value)| Write { channel, value }));
-    writes
+    answer
 }
 
 /// The id is made from the task, so that an answer given again replaces the first.

@@ -9,7 +9,7 @@ use super::{
     committer::Step,
     failure,
     start::{Arrival, Stamps, pending},
-    superstep::{Frame, Position, RESUME_IDX},
+    superstep::{Frame, Position, RESUME_IDX, paused_after},
 };
 use crate::{
     graph::CompiledGraph,
@@ -41,13 +41,15 @@ pub(super) fn arrive(
         let answers = Answered::of(frame, command, &saved, stamps.job_id())?;
         let stored = stored(&saved);
         // A command that crashed before its first checkpoint finds its own writes here.
-        let news = if stored.ends_with(&writes) { &[][..] } else { &writes[..] };
+        let news = if answers.is_noted { &[][..] } else { &writes[..] };
         let all = [&stored[..], news].concat();
         let arrival = in_place(frame, saved.clone(), &all, stamps.epoch())?;
         let position = &arrival.position;
         let tasks = pregel::plan(&frame.graph, &frame.ns, &position.checkpoint, position.step + 1);
         if writes.is_empty() || !tasks.is_empty() {
-            let told = told(stored.len(), news).into_iter().chain(answers.record);
+            let says = command.resume.is_some() || !writes.is_empty();
+            let record = answers.record.filter(|_| says);
+            let told = told(stored.len(), news).into_iter().chain(record);
             let arrival = arrival.with_writes(&frame.ns, told.collect());
             return Ok(Arrival { answers: answers.by_id, ..arrival });
         }
@@ -58,38 +60,53 @@ pub(super) fn arrive(
     as_checkpoint(frame, saved, writes, stamps)
 }
 
-/// The answers a command gives.
+/// What a command says, once per job: a later attempt must not take its answer for one to a question that was asked
+/// since, nor its writes for those of another command.
 #[derive(Default)]
 struct Answered {
     by_id: Answers,
+    /// Whether an earlier attempt of the job has stored it.
+    is_noted: bool,
     /// What notes them, when nothing does yet.
     record: Option<PendingWrite>,
 }
 
 impl Answered {
-    /// Finds the interrupts of `saved` that `command` answers, once per job: a later attempt must not take
-    /// its answer for one to a question that was asked since.
+    /// Finds the interrupts of `saved` that `command` answers.
     fn of(frame: &Frame, command: &Command, saved: &Saved, job_id: &JobId) -> Result<Self, Failure> {
-        let Some(resume) = &command.resume else { return Ok(Self::default()) };
         let task_id = TaskId::from_digest(ids::digest(&[b"answers|", job_id.as_str().as_bytes()]));
         if let Some(noted) = saved.writes.iter().find(|write| write.task_id == task_id) {
             let by_id = noted.value.as_map().into_iter().flatten();
             return Ok(Self {
                 by_id: by_id.map(|(id, answer)| (id.clone(), answer.clone())).collect(),
+                is_noted: true,
                 record: None,
             });
         }
-        let tasks = pregel::plan(&frame.graph, &frame.ns, &saved.checkpoint, saved.metadata.step + 1);
-        let of_graph = |write: &&PendingWrite| tasks.iter().any(|task| task.id == write.task_id);
-        let pending: Vec<_> = saved.writes.iter().filter(of_graph).cloned().collect();
-        let waiting: Vec<_> =
-            pregel::waiting(&pending).iter().map(|interrupt| interrupt.id.clone()).collect();
-        let by_id = by_id(resume, &waiting)?;
+        let by_id = match &command.resume {
+            Some(resume) => Self::resumed(frame, resume, saved)?,
+            None => Answers::new(),
+        };
         let pairs = by_id.iter().map(|(id, answer)| (id.clone(), answer.clone()));
         let value = Value::map(pairs);
         let record =
             PendingWrite { task_id, task_path: "".into(), idx: RESUME_IDX, channel: RESUME.into(), value };
-        Ok(Self { by_id, record: Some(record) })
+        Ok(Self { by_id, is_noted: false, record: Some(record) })
+    }
+
+    /// The answers of `resume` by the interrupts of `saved` that they belong to.
+    fn resumed(frame: &Frame, resume: &Json, saved: &Saved) -> Result<Answers, Failure> {
+        let tasks = pregel::plan(&frame.graph, &frame.ns, &saved.checkpoint, saved.metadata.step + 1);
+        let of_graph = |write: &&PendingWrite| tasks.iter().any(|task| task.id == write.task_id);
+        let pending: Vec<_> = saved.writes.iter().filter(of_graph).cloned().collect();
+        let mut waiting: Vec<_> =
+            pregel::waiting(&pending).iter().map(|interrupt| interrupt.id.clone()).collect();
+        if waiting.is_empty() {
+            let ran = paused_after(&saved.metadata);
+            let paused = pregel::pause((&frame.graph, &frame.ns), &saved.checkpoint, &ran, &tasks);
+            waiting.extend(paused.map(|interrupt| interrupt.id));
+        }
+        by_id(resume, &waiting)
     }
 }
 
@@ -180,7 +197,6 @@ impl Arrival {
 fn in_place(frame: &Frame, saved: Saved, writes: &[Write], epoch: Epoch) -> Result<Arrival, Failure> {
     let mut position = Position { job_step: 0, ..Position::resumed(saved) };
     let mut checkpoint = Checkpoint::clone(&position.checkpoint);
-    pregel::mark_resumed(&mut checkpoint);
     if !writes.is_empty() {
         let stamp = Stamp { id: checkpoint.id.clone(), ts: checkpoint.ts.clone(), epoch };
         let tasks = [pregel::TaskWrites { task: nobody(), writes: writes.to_vec() }];
@@ -188,6 +204,8 @@ fn in_place(frame: &Frame, saved: Saved, writes: &[Write], epoch: Epoch) -> Resu
         checkpoint = applied.checkpoint;
         position.carried = applied.changed;
     }
+    // What the command changes is no reason to pause again.
+    pregel::mark_resumed(&mut checkpoint);
     position.checkpoint = Arc::new(checkpoint);
     Ok(Arrival { position, step: Step { puts: Vec::new(), writes: Vec::new() }, answers: Answers::new() })
 }
@@ -200,12 +218,13 @@ fn as_checkpoint(
 ) -> Result<Arrival, Failure> {
     let source = if writes.is_empty() { Source::Fork } else { Source::Update };
     let step = saved.metadata.step + 1;
-    let mut before = saved.checkpoint;
-    pregel::mark_resumed(&mut before);
+    let before = saved.checkpoint;
     let tasks = [pregel::TaskWrites { task: nobody(), writes }];
     let applied = pregel::apply(&frame.graph, &before, &tasks, stamps.next(step))?;
     // Unknown to readers that would otherwise run only what this change triggers.
-    let checkpoint = Arc::new(Checkpoint { updated: None, ..applied.checkpoint });
+    let mut checkpoint = Checkpoint { updated: None, ..applied.checkpoint };
+    pregel::mark_resumed(&mut checkpoint);
+    let checkpoint = Arc::new(checkpoint);
     let put = Put {
         ns: frame.ns.clone(),
         checkpoint: checkpoint.clone(),

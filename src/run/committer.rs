@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
-use super::Error;
+use super::{Error, gathered::Gathered};
 use crate::{
     ids::{CheckpointId, Epoch, Namespace, ThreadId},
     job::Durability,
@@ -29,6 +29,8 @@ pub(super) struct Committer {
     in_flight: tokio::sync::Mutex<Option<OnItsWay>>,
     /// `exit`: what is stored at the end.
     held: Mutex<Held>,
+    /// `sync` and `async`: supersteps that are stored with the one after them.
+    gathered: Mutex<Gathered>,
 }
 
 /// What `exit` keeps back.
@@ -44,12 +46,22 @@ struct Held {
 /// A commit that runs beside the next superstep.
 type OnItsWay = JoinHandle<Result<(), store::Error>>;
 
-/// What a superstep leaves behind.
+/// What supersteps leave behind.
+#[derive(Default)]
 pub(super) struct Step {
     /// Checkpoints, oldest first.
     pub(super) puts: Vec<Put>,
-    /// Writes of its tasks that are not stored yet.
+    /// Writes of their tasks that are not stored yet.
     pub(super) writes: Vec<TaskWrites>,
+}
+
+impl Step {
+    /// This one and the one after it.
+    pub(super) fn and(mut self, next: Self) -> Self {
+        self.puts.extend(next.puts);
+        self.writes.extend(next.writes);
+        self
+    }
 }
 
 impl Committer {
@@ -63,6 +75,7 @@ impl Committer {
             head: Mutex::new(head),
             in_flight: tokio::sync::Mutex::default(),
             held: Mutex::default(),
+            gathered: Mutex::default(),
         }
     }
 
@@ -131,6 +144,30 @@ impl Committer {
         Ok(())
     }
 
+    /// Lets a superstep of the root graph wait for the next one; gives it back when it has to be stored now.
+    pub(super) fn gather(&self, step: Step) -> Result<(), Step> {
+        if self.durability == Durability::Exit { Err(step) } else { lock(&self.gathered).add(step) }
+    }
+
+    /// Whether supersteps wait.
+    pub(super) fn has_gathered(&self) -> bool {
+        !lock(&self.gathered).is_empty()
+    }
+
+    /// Whether they have waited long enough.
+    pub(super) fn is_due(&self) -> bool {
+        lock(&self.gathered).is_due()
+    }
+
+    /// Stores what waits.
+    pub(super) async fn store_gathered(&self) -> Result<(), Error> {
+        let gathered = lock(&self.gathered).take();
+        match gathered {
+            None => Ok(()),
+            Some(step) => self.step(step).await,
+        }
+    }
+
     /// Stores a superstep.
     pub(super) async fn step(&self, step: Step) -> Result<(), Error> {
         if self.durability == Durability::Exit {
@@ -147,8 +184,16 @@ impl Committer {
         step: Option<Step>,
         unfinished: Vec<TaskWrites>,
     ) -> Result<Option<Commit>, Error> {
+        let alone = match step.map(|step| self.gather(step)) {
+            Some(Err(step)) => {
+                self.store_gathered().await?;
+                step
+            }
+            Some(Ok(())) | None => Step::default(),
+        };
         arrived(&mut *self.in_flight.lock().await).await?;
-        let mut step = step.unwrap_or(Step { puts: Vec::new(), writes: Vec::new() });
+        let gathered = lock(&self.gathered).take();
+        let mut step = gathered.unwrap_or_default().and(alone);
         if self.durability == Durability::Exit {
             self.hold(step);
             let held = std::mem::take(&mut *lock(&self.held));

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Error, Running, committer::Committer, superstep::Position, task::Replied};
+use super::{Error, Running, committer::Committer, policy, superstep::Position, task::Replied};
 use crate::{
     graph::Effect,
     ids,
@@ -57,7 +57,8 @@ pub(super) async fn call(
         committer,
     };
     let mut in_doubt = false;
-    if let Some(earlier) = earlier(running, position, &entry.row).await? {
+    let may_be_known = position.is_known || view.tries.number() > 0;
+    if may_be_known && let Some(earlier) = earlier(running, &entry.row).await? {
         let told = earlier.answer.as_ref().and_then(Answer::from_value);
         match (earlier.state, told) {
             (EffectState::Done | EffectState::Failed, Some(answer)) => {
@@ -72,7 +73,8 @@ pub(super) async fn call(
             entry.row.state = earlier.state;
         }
     }
-    // Every turn but the first takes an answer of a person.
+    let mut made = 0;
+    // Every turn but the first takes an answer of a person, or is one that the node's policy allows.
     loop {
         if in_doubt {
             match entry.ask(dialogue).await? {
@@ -88,6 +90,12 @@ pub(super) async fn call(
         while_held(lease, || committer.effect(entry.row.clone())).await?;
         let answer = node::run_tool(&running.scope, view, call).await;
         drop(turn);
+        made += 1;
+        if entry.row.effect != Effect::Irreversible
+            && policy::call_again(running, view, (&answer, made)).await?
+        {
+            continue;
+        }
         if answer.outcome == CallOutcome::Known || entry.row.effect != Effect::Irreversible {
             return entry.settle(answer).await;
         }
@@ -121,14 +129,7 @@ where
 }
 
 /// What the ledger says of the call. Only a task that may have been run before can stand in it.
-async fn earlier(
-    running: &Running,
-    position: &Position,
-    row: &EffectRow,
-) -> Result<Option<EffectRow>, store::Error> {
-    if !position.is_known {
-        return Ok(None);
-    }
+async fn earlier(running: &Running, row: &EffectRow) -> Result<Option<EffectRow>, store::Error> {
     let attempt = &running.attempt;
     let rows = attempt.ports.store.effects(&attempt.claim.thread_id, &row.ns, &row.task_id).await?;
     Ok(rows.into_iter().find(|stored| stored.call_id == row.call_id))

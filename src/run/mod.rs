@@ -4,20 +4,29 @@
 //! **Invariant:** a run ends with an error only when its outcome is not for it to decide: fenced, stopped, or
 //! the store is away. Everything else is an [`Outcome`].
 
+mod amend;
+mod approval;
+mod cache;
 mod check;
 mod command;
 mod committer;
+mod definition;
 mod effect;
+mod gathered;
 mod graphs;
+mod policy;
 mod start;
+mod subgraph;
 mod superstep;
 mod task;
 
-pub use check::{Checked, Rejected, check, compile};
+pub use amend::{Occasion, fork, update};
+pub use check::{Alone, Checked, Rejected, check, check_packages, compile, compile_alone};
+pub use definition::{DEFINITION, referred};
 pub use graphs::{Graphs, Prepared};
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
@@ -29,7 +38,7 @@ use committer::Committer;
 
 use crate::{
     ids::{CheckpointId, Clock, Namespace},
-    job::{Failure, Job, Task},
+    job::{Failure, Job, Spent},
     model::{Models, retry},
     node::{Budget, Scope, Spending},
     pregel::{self, Answers},
@@ -37,7 +46,7 @@ use crate::{
     store::{Cancel, CancelKind, Claim, Commit, Store},
     stream::{Claimed, Emitter, EventType, Origin, Sink, TokenConfig},
     tool::Toolbox,
-    value::{State, Usage},
+    value::State,
 };
 
 /// Why a run ended without an outcome.
@@ -92,12 +101,20 @@ impl Stop {
         self.leave.is_cancelled()
     }
 
+    /// What `work` comes to; `None` when the process leaves before.
+    async fn unless_leaving<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.leave.run_until_cancelled(work).await
+    }
+
     /// Waits until the run is told to stop.
     pub async fn told(&self) -> Reason {
         self.token.cancelled().await;
         self.reason.get().cloned().unwrap_or(Reason::Drain)
     }
 }
+
+/// Most characters of the text of a run that failed by its own word; errors stand in results whole.
+const MAX_HALTED_CHARS: usize = 10_000;
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,8 +149,10 @@ pub struct Report {
     pub checkpoint_id: Option<String>,
     /// What is to be stored with the end of the job.
     pub last: Option<Commit>,
-    /// The state after the last superstep, to be told of once it is stored.
-    pub untold: Option<Untold>,
+    /// The states after the supersteps that are stored with it, to be told of then.
+    pub untold: Vec<Untold>,
+    /// The author's version of the definition, when it has one.
+    pub version: Option<Arc<str>>,
 }
 
 /// A state that readers have not heard of.
@@ -144,18 +163,27 @@ pub struct Untold {
     checkpoint_id: String,
 }
 
+impl Untold {
+    /// After superstep `step` of the root graph, which made the checkpoint.
+    fn new(state: State, step: i64, checkpoint_id: &CheckpointId) -> Self {
+        Self { state, step, checkpoint_id: checkpoint_id.to_string() }
+    }
+
+    fn tell(&self, emitter: &Emitter) {
+        emitter.state_update(&Namespace::root(), &self.state, self.step, &self.checkpoint_id);
+    }
+}
+
 impl Report {
     /// Of a job that ended before its graph made a step.
     pub fn early(outcome: Outcome) -> Self {
-        Self { outcome, steps: 0, checkpoint_id: None, last: None, untold: None }
+        Self { outcome, steps: 0, checkpoint_id: None, last: None, untold: Vec::new(), version: None }
     }
 
-    /// Tells readers the state after the last superstep, and what the run waits for. To be called once that is
+    /// Tells readers the states after the last supersteps, and what the run waits for. To be called once that is
     /// stored.
     pub fn tell_last(&self, emitter: &Emitter) {
-        if let Some(Untold { state, step, checkpoint_id }) = &self.untold {
-            emitter.state_update(&Namespace::root(), state, *step, checkpoint_id);
-        }
+        self.untold.iter().for_each(|untold| untold.tell(emitter));
         if let Outcome::Interrupted(interrupts) = &self.outcome {
             tell_interrupts(emitter, interrupts);
         }
@@ -168,7 +196,7 @@ impl Report {
             // What it waits for, or its error.
             Outcome::Interrupted(_) | Outcome::Failed(_) | Outcome::Cancelled(_) => 1,
         };
-        u64::from(self.untold.is_some()) + of_outcome + 1
+        u64::try_from(self.untold.len()).expect("a count fits 64 bits") + of_outcome + 1
     }
 }
 
@@ -214,10 +242,18 @@ struct Running {
     attempt: Attempt,
     scope: Scope,
     reached: Mutex<Reached>,
+    /// States of the root graph that are not stored yet.
+    untold: Mutex<Vec<Untold>>,
     /// There once the run has something to commit.
     committer: OnceLock<Committer>,
     /// What the job's command answers; none when it has none.
     answers: OnceLock<Answers>,
+    /// The questions and pauses that wait on beside those; none when the job answers nothing.
+    unanswered: OnceLock<BTreeSet<Arc<str>>>,
+    /// The hash of the definition it runs.
+    definition: OnceLock<Arc<str>>,
+    /// The author's version of the definition, once it is compiled.
+    version: OnceLock<Option<Arc<str>>>,
 }
 
 impl Attempt {
@@ -261,12 +297,9 @@ pub fn tell_end(emitter: &Emitter, status: &str, error: Option<&Failure>, final_
     emitter.emit(EventType::End, Origin { node: "", ns: &ns }, data);
 }
 
-/// Tokens by `provider:model`.
-pub type UsageByModel = BTreeMap<String, Usage>;
-
 /// Runs the attempt to its end; also says what it spent. The caller makes the outcome durable, then calls
 /// [`tell_end`].
-pub async fn run(attempt: Attempt) -> (Result<Report, Error>, UsageByModel) {
+pub async fn run(attempt: Attempt) -> (Result<Report, Error>, Spent) {
     let running = prepare(attempt);
     let stop = running.attempt.stop.clone();
     let result = tokio::select! {
@@ -279,7 +312,12 @@ pub async fn run(attempt: Attempt) -> (Result<Report, Error>, UsageByModel) {
         Err(Error::Stopped(Reason::Drain)) => running.leave().await,
         result => result,
     };
-    (result, running.scope.spending.by_model())
+    // Stopped before its thread was loaded: even so its end is not the first thing readers hear of the claim.
+    if result.is_ok() && running.scope.emitter.is_silent() {
+        running.attempt.tell_start(None);
+    }
+    let version = running.version.get().cloned().flatten();
+    (result.map(|report| Report { version, ..report }), running.scope.spending.spent())
 }
 
 fn prepare(attempt: Attempt) -> Running {
@@ -296,8 +334,12 @@ fn prepare(attempt: Attempt) -> Running {
         attempt,
         scope,
         reached: Mutex::default(),
+        untold: Mutex::default(),
         committer: OnceLock::new(),
         answers: OnceLock::new(),
+        unanswered: OnceLock::new(),
+        definition: OnceLock::new(),
+        version: OnceLock::new(),
     }
 }
 
@@ -312,6 +354,14 @@ impl Running {
     fn reach(&self, steps: u64, checkpoint_id: &CheckpointId) {
         let reached = Reached { steps, checkpoint_id: Some(checkpoint_id.clone()) };
         *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = reached;
+    }
+
+    fn add_untold(&self, untold: Untold) {
+        self.untold.lock().unwrap_or_else(PoisonError::into_inner).push(untold);
+    }
+
+    fn take_untold(&self) -> Vec<Untold> {
+        std::mem::take(&mut *self.untold.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     async fn stopped(&self, reason: Reason) -> Result<Report, Error> {
@@ -352,7 +402,8 @@ impl Running {
         };
         let reached = self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let checkpoint_id = reached.checkpoint_id.map(|id| id.to_string());
-        Ok(Report { outcome, steps: reached.steps, checkpoint_id, last, untold: None })
+        let untold = self.take_untold();
+        Ok(Report { outcome, steps: reached.steps, checkpoint_id, last, untold, version: None })
     }
 }
 
@@ -395,6 +446,8 @@ pub mod code {
     pub const BAD_REQUEST: &str = "BAD_REQUEST";
     /// The definition has mistakes.
     pub const DEFINITION_INVALID: &str = "DEFINITION_INVALID";
+    /// Variables of the definition have no value.
+    pub const VARIABLES_UNSET: &str = "VARIABLES_UNSET";
     /// No such stored definition.
     pub const AGENT_NOT_FOUND: &str = "AGENT_NOT_FOUND";
     /// No such checkpoint on the thread.
@@ -417,8 +470,12 @@ pub mod code {
     pub const JOB_ROLLED_BACK: &str = "JOB_ROLLED_BACK";
     /// The job did not want to wait for a busy thread.
     pub const THREAD_BUSY: &str = "THREAD_BUSY";
+    /// The thread holds what the definition does not have.
+    pub const DEFINITION_INCOMPATIBLE: &str = "DEFINITION_INCOMPATIBLE";
     /// The job took too long.
     pub const JOB_TIMEOUT: &str = "JOB_TIMEOUT";
+    /// The final text says that the run has failed.
+    pub const AGENT_HALTED: &str = "AGENT_HALTED";
     /// A part of this program broke its own rules; the process lives on.
     pub const INTERNAL: &str = "INTERNAL";
 }
@@ -451,16 +508,16 @@ fn output(graph: &crate::graph::CompiledGraph, state: &State) -> Output {
     Output { output, files: files.map(crate::value::Value::to_json) }
 }
 
-/// Why a job has no graph to run.
-fn graph_of(running: &Running) -> Result<Arc<Prepared>, Failure> {
-    let ports = &running.attempt.ports;
-    match &running.attempt.job.task {
-        Task::Inline(definition) => ports.graphs.prepare(definition.get().as_bytes(), &ports.toolbox),
-        Task::Stored(name) => {
-            Err(failure(code::AGENT_NOT_FOUND, format!("no definition is stored under {name:?}")))
-        }
-        Task::Invalid(problems) => Err(failure(code::BAD_REQUEST, problems.join("; "))),
-    }
+/// The failure of a run whose final text begins with the mark of failure. Named output channels are no text, and an
+/// answer before the last question of a person is not of this run.
+fn halted(graph: &crate::graph::CompiledGraph, state: &State) -> Option<Failure> {
+    let mark = graph.failure_mark.as_deref().filter(|_| graph.output.is_empty())?;
+    let since = state.get(pregel::MESSAGES)?.messages().rev().take_while(|m| m.type_name() != "human");
+    let text =
+        since.filter(|message| message.type_name() == "ai").map(|message| message.content.text()).next()?;
+    let text = text.trim();
+    let said = text.char_indices().nth(MAX_HALTED_CHARS).map_or(text, |(end, _)| &text[..end]);
+    text.starts_with(mark).then(|| failure(code::AGENT_HALTED, said))
 }
 
 impl From<pregel::Error> for Failure {

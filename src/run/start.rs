@@ -2,29 +2,41 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde_json::{Map as JsonMap, Value as Json};
+use serde_json::{Map as JsonMap, Value as Json, json};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
     Error, Outcome, Report, Running, Untold, code, command,
     committer::{Committer, Step},
-    failure, graph_of, output,
+    definition, failure, halted, output,
     superstep::{Ended, Frame, Position, run_graph},
 };
 use crate::{
     graph::CompiledGraph,
     ids::{CheckpointId, Epoch, JobId, Namespace},
-    job::Failure,
-    pregel::{self, Answers, Checkpoint, Metadata, PendingWrite, Source, Stamp, Task, TaskInput, Write},
+    job::{Failure, Spent},
+    node::Calls,
+    pregel::{
+        self, Answers, Checkpoint, MESSAGES, Metadata, PendingWrite, REMOVE_ALL, Source, Stamp, Task,
+        TaskInput, Write,
+    },
     store::{Put, Saved, TaskWrites},
-    value::{Map, Name, Usage, Value},
+    value::{self, Map, Message, Name, Role, Usage, Value},
 };
+
+/// Metadata key: the epoch of the attempt that made the checkpoint.
+pub(super) const EPOCH: &str = "executor_epoch";
 
 /// Metadata key: supersteps the job has made in its graph, so that a crash does not give it more.
 pub(super) const JOB_STEP: &str = "job_step";
 
 /// Metadata key: tokens the job has taken so far, by `provider:model`.
 const USAGE: &str = "usage";
+
+/// Metadata key: the same by node.
+const USAGE_BY_NODE: &str = "usage_by_node";
+/// Metadata key: calls the job has made so far, when its definition limits them.
+const CALLS: &str = "calls";
 
 /// Runs the attempt's graph.
 pub(super) async fn run(running: &Running) -> Result<Report, Error> {
@@ -52,10 +64,14 @@ pub(super) async fn run(running: &Running) -> Result<Report, Error> {
 
 /// Runs the attempt's graph from the thread's newest checkpoint.
 async fn from(running: &Running, newest: Option<Saved>) -> Result<Report, Error> {
-    let prepared = match graph_of(running) {
+    let prepared = match definition::graph_of(running).await? {
         Ok(prepared) => prepared,
         Err(failed) => return Ok(failed_before_start(failed)),
     };
+    prepared.tools.prepare().await;
+    running.definition.get_or_init(|| prepared.graph.hash.clone());
+    running.scope.spending.limit(prepared.graph.limits);
+    running.version.get_or_init(|| prepared.graph.version.clone());
     let head = newest.as_ref().map(|saved| saved.checkpoint.id.clone());
     let committer = running.committer.get_or_init(|| Committer::new(&running.attempt, head));
     let frame = Frame {
@@ -82,12 +98,12 @@ async fn to_the_end(
     position: Position,
 ) -> Result<Report, Error> {
     let ended = run_graph(running, committer, frame, position).await?;
-    let checkpoint_id = ended.checkpoint_id.to_string();
     let (outcome, untold, step) = match (ended.how, ended.last) {
         (Ended::Done(state), last) => {
-            let outcome = Outcome::Completed(output(&frame.graph, &state));
+            let completed = || Outcome::Completed(output(&frame.graph, &state));
+            let outcome = halted(&frame.graph, &state).map_or_else(completed, Outcome::Failed);
             let (step, number) = last.map(|last| (last.step, last.number)).unzip();
-            let untold = number.map(|step| Untold { state, step, checkpoint_id: checkpoint_id.clone() });
+            let untold = number.map(|step| Untold::new(state, step, &ended.checkpoint_id));
             (outcome, untold, step)
         }
         (Ended::Failed(failed), _) => (Outcome::Failed(failed), None, None),
@@ -97,8 +113,9 @@ async fn to_the_end(
         }
     };
     let last = committer.last(step, ended.unfinished).await?;
-    let (steps, checkpoint_id) = (ended.steps, Some(checkpoint_id));
-    Ok(Report { outcome, steps, checkpoint_id, last, untold })
+    let untold = running.take_untold().into_iter().chain(untold).collect();
+    let (steps, checkpoint_id) = (ended.steps, Some(ended.checkpoint_id.to_string()));
+    Ok(Report { outcome, steps, checkpoint_id, last, untold, version: None })
 }
 
 /// Whether the checkpoint was made by this job: then its input is in it.
@@ -109,12 +126,19 @@ pub(super) fn is_own(running: &Running, saved: &Saved) -> bool {
 
 /// What earlier attempts have spent counts too.
 pub(super) fn restore_spending(running: &Running, own: &Saved) {
-    let stored = own.metadata.extra.get(USAGE).and_then(Json::as_object).into_iter().flatten();
-    for (model, usage) in stored {
-        if let Some(usage) = Value::from(usage.clone()).as_map() {
-            running.scope.spending.restore(model.clone(), &Usage::from_map(usage));
-        }
-    }
+    restore_calls(running, own);
+    let stored = |key: &str| -> BTreeMap<String, Usage> {
+        let sums = own.metadata.extra.get(key).and_then(Json::as_object).into_iter().flatten();
+        let usage = |json: &Json| Value::from(json.clone()).as_map().map(Usage::from_map);
+        sums.filter_map(|(name, json)| Some((name.clone(), usage(json)?))).collect()
+    };
+    running.scope.spending.restore(&Spent { by_model: stored(USAGE), by_node: stored(USAGE_BY_NODE) });
+}
+
+fn restore_calls(running: &Running, own: &Saved) {
+    let Some(stored) = own.metadata.extra.get(CALLS) else { return };
+    let count = |kind: &str| stored.get(kind).and_then(Json::as_u64).unwrap_or_default();
+    running.scope.spending.restore_calls(Calls { model: count("model"), tool: count("tool") });
 }
 
 /// Finds the checkpoint the run starts from, and makes the job's input part of the thread.
@@ -141,6 +165,11 @@ async fn enter(
             older
         }
     };
+    if let Some(base) = base.as_ref().filter(|_| !job.config.allow_incompatible)
+        && let Err(failed) = definition::check(&frame.graph, base)
+    {
+        return Ok(Err(failed));
+    }
     let floor = newest.as_ref().map(|saved| &saved.checkpoint.id);
     let stamps = Stamps { running, floor: floor.cloned() };
     let arrival = match &job.command {
@@ -151,13 +180,22 @@ async fn enter(
         Ok(arrival) => arrival,
         Err(failed) => return Ok(Err(failed)),
     };
+    let waiting = pregel::waiting(&position.pending).into_iter().map(|interrupt| interrupt.id.clone());
+    running.unanswered.get_or_init(|| {
+        // What answers nothing goes on from everything.
+        waiting.filter(|id| !answers.is_empty() && !answers.contains_key(id)).collect()
+    });
     // Set once per attempt; only the command that starts a run gives answers.
     running.answers.get_or_init(|| answers);
     match (step.puts.is_empty(), step.writes.is_empty()) {
         (true, true) => {}
         // What a command said is found again by whoever continues the run.
         (true, false) => committer.at_once(step.writes).await?,
-        (false, _) => committer.step(step).await?,
+        (false, _) => {
+            if let Err(step) = committer.gather(step) {
+                committer.step(step).await?;
+            }
+        }
     }
     Ok(Ok(position))
 }
@@ -226,15 +264,22 @@ impl Stamps<'_> {
         let attempt = &self.running.attempt;
         let mut extra: JsonMap<String, Json> = attempt.job.config.metadata.clone();
         extra.insert("job_id".into(), attempt.claim.job_id.as_str().into());
-        extra.insert("executor_epoch".into(), attempt.claim.epoch.0.into());
+        extra.insert(EPOCH.into(), attempt.claim.epoch.0.into());
         extra.insert("attempt".into(), attempt.claim.attempt.into());
         extra.insert(JOB_STEP.into(), job_step.into());
-        let spent = self.running.scope.spending.by_model();
-        if !spent.is_empty() {
-            let usage = spent
-                .into_iter()
-                .map(|(model, usage)| (model, Value::Map(Arc::new(usage.to_map())).to_json()));
-            extra.insert(USAGE.into(), Json::Object(usage.collect()));
+        if let Some(hash) = self.running.definition.get() {
+            extra.insert(definition::DEFINITION.into(), (**hash).into());
+        }
+        let spent = self.running.scope.spending.spent();
+        for (key, sums) in [(USAGE, spent.by_model), (USAGE_BY_NODE, spent.by_node)] {
+            if !sums.is_empty() {
+                let usage = |usage: Usage| Value::Map(Arc::new(usage.to_map())).to_json();
+                let sums = sums.into_iter().map(|(name, sum)| (name, usage(sum)));
+                extra.insert(key.into(), Json::Object(sums.collect()));
+            }
+        }
+        if let Some(Calls { model, tool }) = self.running.scope.spending.limited_calls() {
+            extra.insert(CALLS.into(), json!({ "model": model, "tool": tool }));
         }
         Metadata { source, step, parents: parents.clone(), extra }
     }
@@ -261,7 +306,8 @@ pub(super) fn arrive(
     let (before, step) = base.map_or((&empty, -2), |saved| (&saved.checkpoint, saved.metadata.step));
     let value = Value::Map(Arc::new(input.clone()));
     let entered = pregel::accept_input(graph, ns, (before, step), value, stamps.next(step + 1))?;
-    let writes = start_writes(graph, &input)?;
+    let mended = base.and_then(|saved| mended(graph, &saved.checkpoint));
+    let writes = mended.into_iter().chain(start_writes(graph, &input)?).collect::<Vec<_>>();
     let task = pregel::plan(graph, ns, &entered.checkpoint, step + 2)
         .into_iter()
         .find(|task| matches!(task.input, TaskInput::Start(_)))
@@ -285,6 +331,15 @@ pub(super) fn arrive(
     let writes = vec![TaskWrites { ns: ns.clone(), checkpoint_id: entered_id, writes: stored }];
     let position = Position::new(puts[1].checkpoint.clone(), step + 2, 0);
     Ok(Arrival { position, step: Step { puts, writes }, answers: Answers::new() })
+}
+
+/// The conversation with errors as the answers to its open calls: the tasks that would have answered them are
+/// discarded by new input, as are those that other programs left. `None` when there are none.
+fn mended(graph: &CompiledGraph, before: &Checkpoint) -> Option<Write> {
+    let channel = graph.channels.get_key_value(MESSAGES).map(|(name, _)| name)?;
+    let mut all = value::with_answers(before.values.get(channel)?.as_list()?)?;
+    all.insert(0, Message::new(REMOVE_ALL, Role::Remove, "").into());
+    Some(Write::new(channel.clone(), Value::list(all)))
 }
 
 /// What the first task writes: the input's channels, then the triggers of the first nodes.

@@ -5,20 +5,19 @@ use std::sync::Arc;
 use tracing::Instrument;
 
 use super::{
-    Error, Running, code,
+    Error, Running, approval, code,
     committer::Committer,
-    effect, failure,
-    start::{Stamps, arrive, is_own, restore_spending},
-    superstep::{Ended, Frame, Position, or_no_writes, run_graph},
+    effect, failure, policy, subgraph,
+    superstep::{Ended, Frame, Position, or_no_writes},
 };
 use crate::{
-    graph::{CompiledGraph, Effect, ExpressionError, Routes},
+    graph::{CompiledGraph, Effect, ExpressionError, FailureClass, Node, NodeKind, Routes},
     ids::CheckpointId,
     job::Failure,
-    node::{self, Asked, TaskView, Told},
+    node::{self, Asked, Consent, TaskView, Told},
     pregel::{self, Answers, Dialogue, SENDS, Task, TaskInput, Write},
-    tool::Answer,
-    value::{Interrupt, State, Value},
+    tool::{Answer, SharedTool},
+    value::{Interrupt, Map, State, ToolCall, Value},
 };
 
 /// What became of a task.
@@ -66,40 +65,78 @@ pub(super) async fn run(
     start: (&Task, &Position, &State),
 ) -> Result<Worked, Error> {
     let span = tracing::info_span!("node", node = %start.0.name, task_id = %start.0.id);
-    work(running, committer, frame, start).instrument(span).await
+    policy::run(running, committer, frame, start).instrument(span).await
 }
 
-async fn work(
+/// Runs a task once, as `view` sees it.
+pub(super) async fn work(
     running: &Running,
     committer: &Committer,
     frame: &Frame,
-    (task, position, state): (&Task, &Position, &State),
+    (task, position, view): (&Task, &Position, TaskView<'_>),
 ) -> Result<Worked, Error> {
     let given = running.answers.get_or_init(Answers::new);
     let mut dialogue = Dialogue::new(&frame.ns, task, &position.pending, given);
-    let over = |end, answers| Ok(Worked { end, answers });
-    let Some(node) = frame.graph.node(&task.name) else {
-        let failed = failure(code::INTERNAL, format!("no node {:?} in the graph", task.name));
-        return over(TaskEnd::Failed(failed), Vec::new());
+    let asked = match &view.node.kind {
+        NodeKind::Tools(_) => {
+            Some(argument(task).ok_or(node::Error::Call).and_then(|sent| node::asked(view, sent)))
+        }
+        NodeKind::Tool(tool) => Some(node::call_of(view, tool)),
+        NodeKind::Model(_)
+        | NodeKind::Transform(_)
+        | NodeKind::Map(_)
+        | NodeKind::Gather
+        | NodeKind::Subgraph(_)
+        | NodeKind::Router(_)
+        | NodeKind::Approval(_)
+        | NodeKind::Fail(_)
+        | NodeKind::Summary(_) => None,
     };
-    let view =
-        TaskView { graph: &frame.graph, tools: &frame.tools, ns: &frame.ns, node, id: &task.id, state };
-    let scope = &running.scope;
-    let worked = match &task.input {
-        TaskInput::Send(argument) => match node::asked(view, argument) {
-            Ok(asked) => {
-                let end = answer(running, committer, frame, (view, position, &mut dialogue), asked).await?;
-                return over(end, dialogue.into_used());
-            }
-            Err(error) => Err(error),
-        },
-        TaskInput::State | TaskInput::Start(_) => node::run(scope, view).await,
+    let failed = |error: node::Error| TaskEnd::Failed(error.failure(&view.node.name));
+    let end = match (asked, &view.node.kind) {
+        (Some(Ok(asked)), _) => {
+            answer(running, committer, frame, (view, position, &mut dialogue), asked).await?
+        }
+        (Some(Err(error)), _) => failed(error),
+        (None, NodeKind::Subgraph(inner)) => {
+            let from = &position.checkpoint.id;
+            subgraph::run(running, committer, frame, (view, from, inner)).await?
+        }
+        (None, NodeKind::Approval(approval)) => approval::ask(running, view, approval, &mut dialogue).await?,
+        (None, NodeKind::Fail(fail)) => TaskEnd::Failed(node::failed(view, fail)),
+        (None, _) => node::run(&running.scope, view).await.map_or_else(failed, TaskEnd::Finished),
     };
-    let end = match worked {
-        Ok(writes) => lead_on(&frame.graph, &node.routes, view, writes).into(),
-        Err(error) => TaskEnd::Failed(error.failure(&node.name)),
+    let end = match end {
+        TaskEnd::Finished(writes) => lead_on(view.graph, &view.node.routes, view, writes).into(),
+        TaskEnd::Failed(_) | TaskEnd::Waits(_) => end,
     };
-    over(end, dialogue.into_used())
+    Ok(Worked { end, answers: dialogue.into_used() })
+}
+
+/// What the task was sent.
+fn argument(task: &Task) -> Option<&Value> {
+    match &task.input {
+        TaskInput::Send(argument) => Some(argument),
+        TaskInput::State | TaskInput::Start(_) => None,
+    }
+}
+
+/// What the task was sent to read beside the state.
+pub(super) fn sent<'a>(task: &'a Task, node: &Node) -> Option<&'a Map> {
+    argument(task).and_then(Value::as_map).filter(|_| !matches!(node.kind, NodeKind::Tools(_)))
+}
+
+/// The end of a task that has failed for good: the failure of an item may be a result like others.
+pub(super) fn given_up(view: TaskView<'_>, failed: Failure) -> TaskEnd {
+    let node = view.node;
+    match node.items.as_ref().and_then(|rules| rules.errors.as_ref()) {
+        // What the job has used up is used up for all items, and for what follows them.
+        Some(channel) if FailureClass::of(&failed.code) != FailureClass::Final => {
+            let error = node::item_error(view.sent, &failed.code, &failed.message);
+            lead_on(view.graph, &node.routes, view, vec![Write::new(channel.clone(), error)]).into()
+        }
+        Some(_) | None => TaskEnd::Failed(failed),
+    }
 }
 
 /// Answers a tool call: by the tool, by a sub-agent, or with what is wrong with the call.
@@ -111,6 +148,10 @@ async fn answer(
     asked: Asked,
 ) -> Result<TaskEnd, Error> {
     let scope = &running.scope;
+    let (asked, note) = match node::consent(view, asked, dialogue) {
+        Consent::Given { asked, note } => (asked, note),
+        Consent::Waits(interrupt) => return Ok(TaskEnd::Waits(vec![interrupt])),
+    };
     let call = asked.call().clone();
     let started = node::start_tool(scope, view, &call);
     let span = tracing::info_span!(
@@ -127,13 +168,7 @@ async fn answer(
                 let asked = (view, &call, tool);
                 effect::call(running, committer, position, asked, dialogue).instrument(span).await?
             }
-            tool => {
-                let pure = async {
-                    let _turn = futures::future::OptionFuture::from(tool.map(|tool| tool.turn())).await;
-                    node::run_tool(scope, view, &call).await
-                };
-                pure.instrument(span).await.into()
-            }
+            tool => pure(running, view, (&call, tool)).instrument(span).await?.into(),
         },
         Asked::Task { subagent_type, description, .. } => {
             let from = &position.checkpoint.id;
@@ -143,10 +178,36 @@ async fn answer(
     };
     match replied {
         Replied::Waits(interrupts) => Ok(TaskEnd::Waits(interrupts)),
-        Replied::Answer { answer, is_replayed } => {
-            let writes = node::finish_tool(scope, view, &call, Told { started, answer, is_replayed });
-            Ok(lead_on(&frame.graph, &view.node.routes, view, writes).into())
+        Replied::Answer { mut answer, is_replayed } => {
+            if let Some(note) = note {
+                answer.content = format!("{note}\n{}", answer.content);
+            }
+            let told = Told { started, answer, is_replayed };
+            let NodeKind::Tool(node) = &view.node.kind else {
+                return Ok(TaskEnd::Finished(node::finish_tool(scope, view, &call, told)));
+            };
+            let writes = node::finish_call(scope, view, (node, &call), told);
+            Ok(writes.map_err(|error| error.failure(&view.node.name)).into())
         }
+    }
+}
+
+/// Makes a call that does nothing outside, as often as its node's policy says.
+async fn pure(
+    running: &Running,
+    view: TaskView<'_>,
+    (call, tool): (&ToolCall, Option<&SharedTool>),
+) -> Result<Answer, Error> {
+    let mut made = 1;
+    loop {
+        let answer = {
+            let _turn = futures::future::OptionFuture::from(tool.map(|tool| tool.turn())).await;
+            node::run_tool(&running.scope, view, call).await
+        };
+        if !policy::call_again(running, view, (&answer, made)).await? {
+            return Ok(answer);
+        }
+        made += 1;
     }
 }
 
@@ -165,23 +226,8 @@ async fn delegate(
     let limit = subagent.graph.recursion_limit;
     let child = Frame { graph: subagent.graph.clone(), tools: frame.tools.clone(), ns, parents, limit };
 
-    let position = enter(running, committer, &child, (view, description)).await?;
-    let position = match position {
-        Ok(position) => position,
-        Err(failed) => return Ok(refused(subagent_type, &failed).into()),
-    };
-    let ended = run_graph(running, committer, &child, position).await?;
-    let waiting = match &ended.how {
-        Ended::Interrupted(_) => Some(ended.unfinished),
-        Ended::Done(_) | Ended::Failed(_) => {
-            for writes in ended.unfinished {
-                committer.writes(writes).await?;
-            }
-            None
-        }
-    };
-    committer.leave(&child.ns, waiting).await?;
-    Ok(match ended.how {
+    let input = || Ok(node::child_input(view.state, description, &format!("{}-task", view.id)));
+    Ok(match subgraph::nested(running, committer, &child, input).await? {
         Ended::Done(state) => {
             let (text, writes) = node::merge_back(view.state, &state);
             Answer { writes, ..Answer::success(&*text) }.into()
@@ -195,38 +241,15 @@ fn refused(subagent_type: &str, failed: &Failure) -> Answer {
     Answer::error(format!("{subagent_type} failed: {}: {}", failed.code, failed.message))
 }
 
-async fn enter(
-    running: &Running,
-    committer: &Committer,
-    child: &Frame,
-    (view, description): (TaskView<'_>, &str),
-) -> Result<Result<Position, Failure>, Error> {
-    let attempt = &running.attempt;
-    if let Some(saved) = attempt.ports.store.load(&attempt.claim.thread_id, &child.ns, None).await? {
-        if is_own(running, &saved) {
-            restore_spending(running, &saved);
-        }
-        return Ok(Ok(Position::resumed(saved)));
-    }
-    let input = node::child_input(view.state, description, &format!("{}-task", view.id));
-    let stamps = Stamps { running, floor: None };
-    match arrive(child, None, input, stamps) {
-        Ok(arrival) => {
-            committer.step(arrival.step).await?;
-            Ok(Ok(arrival.position))
-        }
-        Err(failed) => Ok(Err(failed)),
-    }
-}
-
-/// Adds where the task leads to what it wrote. A task that sends leads nowhere else.
-fn lead_on(
+/// Adds where the task leads to what it wrote. A task that says itself what runs next leads nowhere else.
+pub(super) fn lead_on(
     graph: &CompiledGraph,
     routes: &Routes,
     view: TaskView<'_>,
     mut writes: Vec<Write>,
 ) -> Result<Vec<Write>, Failure> {
-    if !writes.iter().any(|write| &*write.channel == SENDS) {
+    let says_where = |write: &Write| &*write.channel == SENDS || write.channel.starts_with("branch:to:");
+    if !writes.iter().any(says_where) {
         let leads = if routes.branch.is_some() {
             let state = pregel::fold(graph, view.state, &writes)?;
             route(routes, &view.node.name, &state)

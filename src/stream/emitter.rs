@@ -78,6 +78,11 @@ impl Emitter {
         Self { seq: Mutex::new(last), ..self }
     }
 
+    /// Whether nothing was emitted yet.
+    pub fn is_silent(&self) -> bool {
+        self.id_in(0).seq == 0
+    }
+
     /// The id of the event that is the `count`-th from now.
     pub fn id_in(&self, count: u64) -> EntryId {
         let last = *self.seq.lock().unwrap_or_else(PoisonError::into_inner);

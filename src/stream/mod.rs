@@ -6,6 +6,7 @@
 pub mod dragonfly;
 mod emitter;
 mod escape;
+pub mod local;
 pub mod memory;
 mod tokens;
 

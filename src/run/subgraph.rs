@@ -1,0 +1,153 @@
+//! Graphs inside graphs: where they start, what is stored of them when they end, and the `subgraph` node.
+
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+
+use super::{
+    Error, Running,
+    committer::Committer,
+    start::{EPOCH, Stamps, arrive, is_own, restore_spending},
+    superstep::{Ended, Frame, Position, run_graph},
+    task::TaskEnd,
+};
+use crate::{
+    graph::{Expression, SubgraphNode},
+    ids::CheckpointId,
+    job::Failure,
+    node::{self, TaskView},
+    pregel::{self, Write},
+    value::{Map, Name, State, Value},
+};
+
+/// Runs the graph of a `subgraph` node under the task's own namespace, from where an earlier attempt left it.
+pub(super) async fn run(
+    running: &Running,
+    committer: &Committer,
+    frame: &Frame,
+    (view, from, subgraph): (TaskView<'_>, &CheckpointId, &SubgraphNode),
+) -> Result<TaskEnd, Error> {
+    let mut parents = frame.parents.clone();
+    parents.insert(frame.ns.to_string(), from.clone());
+    let child = Frame {
+        graph: subgraph.graph.clone(),
+        // A graph has the tools of its own definition and no others.
+        tools: frame.tools.nested(&view.node.name).unwrap_or(&frame.tools).clone(),
+        ns: frame.ns.child(&view.node.name, view.id),
+        parents,
+        limit: subgraph.graph.recursion_limit,
+    };
+    let input = || input(view, &subgraph.input);
+    Ok(match nested(running, committer, &child, input).await? {
+        Ended::Done(state) => output(view, &subgraph.output, &state).into(),
+        Ended::Failed(failed) => TaskEnd::Failed(from_inside(view, failed)),
+        Ended::Interrupted(interrupts) => TaskEnd::Waits(interrupts),
+    })
+}
+
+/// Runs `child` with `input`, or from where an earlier attempt left it, and stores what it leaves.
+pub(super) async fn nested(
+    running: &Running,
+    committer: &Committer,
+    child: &Frame,
+    input: impl FnOnce() -> Result<Map, Failure>,
+) -> Result<Ended, Error> {
+    let position = match enter(running, committer, child, input).await? {
+        Ok(position) => position,
+        Err(failed) => return Ok(Ended::Failed(failed)),
+    };
+    let ended = run_graph(running, committer, child, position).await?;
+    let waiting = match &ended.how {
+        Ended::Interrupted(_) => Some(ended.unfinished),
+        Ended::Done(_) | Ended::Failed(_) => {
+            for writes in ended.unfinished {
+                committer.writes(writes).await?;
+            }
+            None
+        }
+    };
+    committer.leave(&child.ns, waiting).await?;
+    Ok(ended.how)
+}
+
+async fn enter(
+    running: &Running,
+    committer: &Committer,
+    child: &Frame,
+    input: impl FnOnce() -> Result<Map, Failure>,
+) -> Result<Result<Position, Failure>, Error> {
+    let attempt = &running.attempt;
+    if let Some(saved) = attempt.ports.store.load(&attempt.claim.thread_id, &child.ns, None).await? {
+        let is_own = is_own(running, &saved);
+        let epoch = saved.metadata.extra.get(EPOCH).and_then(Json::as_i64);
+        // What this attempt has spent is counted already; it comes here again when it runs a node again.
+        if is_own && epoch != Some(attempt.claim.epoch.0) {
+            restore_spending(running, &saved);
+        }
+        let mut position = Position::resumed(saved);
+        if !is_own && !pauses_on(running, child, &position) {
+            // Only a command leads back into a graph that an earlier job has left.
+            pregel::mark_resumed(Arc::make_mut(&mut position.checkpoint));
+        }
+        // The limit of supersteps is each job's own.
+        let job_step = if is_own { position.job_step } else { 0 };
+        return Ok(Ok(Position { job_step, ..position }));
+    }
+    let stamps = Stamps { running, floor: None };
+    match input().and_then(|input| arrive(child, None, input, stamps)) {
+        Ok(arrival) => {
+            committer.step(arrival.step).await?;
+            Ok(Ok(arrival.position))
+        }
+        Err(failed) => Ok(Err(failed)),
+    }
+}
+
+/// Whether `child` has paused at `position` and the job answers something else.
+fn pauses_on(running: &Running, child: &Frame, position: &Position) -> bool {
+    let Some(unanswered) = running.unanswered.get().filter(|unanswered| !unanswered.is_empty()) else {
+        return false;
+    };
+    let tasks = pregel::plan(&child.graph, &child.ns, &position.checkpoint, position.step + 1);
+    let paused = pregel::pause((&child.graph, &child.ns), &position.checkpoint, &position.ran, &tasks);
+    paused.is_some_and(|pause| unanswered.contains(&pause.id))
+}
+
+/// What the graph starts with. A channel that has no value yet gives none.
+fn input(view: TaskView<'_>, mapping: &[(Name, Expression)]) -> Result<Map, Failure> {
+    let is_empty =
+        |source: &str| view.graph.channels.contains_key(source) && !view.state.contains_key(source);
+    let given = mapping.iter().filter(|(_, expression)| !is_empty(expression.source()));
+    given
+        .map(|(channel, expression)| Ok((channel.clone(), value(view, expression, view.state, channel)?)))
+        .collect()
+}
+
+fn output(view: TaskView<'_>, mapping: &[(Name, Expression)], state: &State) -> Result<Vec<Write>, Failure> {
+    let write = |(channel, expression): &(Name, Expression)| {
+        Ok(Write::new(channel.clone(), value(view, expression, state, channel)?))
+    };
+    mapping.iter().map(write).collect()
+}
+
+fn value(
+    view: TaskView<'_>,
+    expression: &Expression,
+    state: &State,
+    channel: &str,
+) -> Result<Value, Failure> {
+    expression.eval(state).map_err(|error| {
+        let what = format!("the expression for {channel}");
+        node::Error::Expression { what, reason: error.to_string() }.failure(&view.node.name)
+    })
+}
+
+/// The failure says which node inside it was.
+fn from_inside(view: TaskView<'_>, failed: Failure) -> Failure {
+    let node = match failed.node {
+        // A graph of one node may be called like the node it stands for.
+        Some(inner) if *inner != *view.node.name => format!("{}/{inner}", view.node.name),
+        Some(_) | None => view.node.name.to_string(),
+    };
+    Failure { node: Some(node), ..failed }
+}
