@@ -32,6 +32,8 @@ pub enum Limited {
     ModelCalls,
     /// Calls of tools outside of the process.
     ToolCalls,
+    /// Scripts that run.
+    Scripts,
 }
 
 impl Limited {
@@ -48,6 +50,7 @@ impl Limited {
             Self::StreamBytes => "stream_bytes",
             Self::ModelCalls => "model_calls",
             Self::ToolCalls => "tool_calls",
+            Self::Scripts => "scripts",
         }
     }
 }

@@ -20,6 +20,12 @@ pub struct Label {
 /// Names of models.
 pub static MODEL: Label = Label::new();
 
+/// Names of nodes.
+pub static NODE: Label = Label::new();
+
+/// Codes of failures; ours are fixed, but a new source of them must not be able to flood a server.
+pub static CODE: Label = Label::new();
+
 /// Names of tools.
 pub static TOOL: Label = Label::new();
 

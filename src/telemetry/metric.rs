@@ -4,6 +4,10 @@
 pub const JOBS: &str = "agent_executor_jobs_total";
 /// Histogram: seconds from claim to end.
 pub const JOB_SECONDS: &str = "agent_executor_job_duration_seconds";
+/// Counter: failed jobs by the `code` of their failure.
+pub const JOB_FAILURES: &str = "agent_executor_job_failures_total";
+/// Counter: jobs handed to other processes before their end.
+pub const HANDED_BACK: &str = "agent_executor_jobs_handed_back_total";
 /// Counter: failed attempts to reach Postgres.
 pub const DB_ERRORS: &str = "agent_executor_db_connection_errors_total";
 /// Counter: failed sends to the Redis-protocol server.
@@ -14,6 +18,8 @@ pub const REDIS_PUBLISHED: &str = "agent_executor_redis_publish_total";
 pub const NATS_PROCESSED: &str = "agent_executor_nats_messages_processed_total";
 /// Counter: messages settled as not done.
 pub const NATS_FAILED: &str = "agent_executor_nats_messages_failed_total";
+/// Gauge: requests that waited in the stream when this process last asked for some; with all slots full it does not ask.
+pub const QUEUE_PENDING: &str = "agent_executor_queue_pending";
 /// Gauge: jobs being run.
 pub const IN_FLIGHT: &str = "agent_executor_jobs_in_flight";
 /// Counter: deliveries after the first.
@@ -28,12 +34,22 @@ pub const COMMIT_BATCH: &str = "agent_executor_checkpoint_batch_size";
 pub const LLM_TOKENS: &str = "agent_executor_llm_tokens_total";
 /// Histogram: seconds of a model call by `provider`, `model`.
 pub const LLM_SECONDS: &str = "agent_executor_llm_request_seconds";
+/// Counter: model calls that failed, before any retry, by `provider`, `code`.
+pub const LLM_FAILURES: &str = "agent_executor_llm_failures_total";
 /// Histogram: seconds from claim to the first token of a job.
 pub const FIRST_TOKEN_SECONDS: &str = "agent_executor_time_to_first_token_seconds";
+/// Histogram: seconds of a node's task by `node`.
+pub const NODE_SECONDS: &str = "agent_executor_node_seconds";
 /// Counter: tool calls by `tool`, `status`.
 pub const TOOL_CALLS: &str = "agent_executor_tool_calls_total";
 /// Counter: calls of tools that are not pure by `outcome`: done, failed, unknown, replayed.
 pub const EFFECTS: &str = "agent_executor_effects_total";
+/// Counter: runs of nodes and calls of tools that a node's policy repeated, by `class` of the failure.
+pub const NODE_RETRIES: &str = "agent_executor_node_retries_total";
+/// Counter: failures that `on_error` led to another node, by `class`.
+pub const NODE_ERRORS_ROUTED: &str = "agent_executor_node_errors_routed_total";
+/// Counter: looks into the cache of nodes by `outcome`: hit, miss.
+pub const NODE_CACHE: &str = "agent_executor_node_cache_total";
 /// Counter: events dropped by `event_type`.
 pub const STREAM_DROPPED: &str = "agent_executor_stream_dropped_total";
 /// Counter: dead letters by `reason`.

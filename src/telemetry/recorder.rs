@@ -19,6 +19,26 @@ const COMMIT_SECONDS: [f64; 12] = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0
 /// Commits in one statement.
 const BATCH: [f64; 9] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0];
 
+/// Why messages become dead letters; TROUBLESHOOTING.md explains each.
+const DEAD_LETTER_REASONS: [&str; 12] = [
+    "not_json",
+    "not_an_object",
+    "no_job_id",
+    "unknown_type",
+    "bad_cloudevent",
+    "bad_request",
+    "definition_invalid",
+    "undecodable",
+    "poison",
+    "max_deliveries",
+    "terminated",
+    "agent_not_found",
+];
+
+/// Classes of failures that a node's policy may act on.
+const FAILURE_CLASSES: [&str; 6] =
+    ["model_unavailable", "timeout", "tool_error", "expression", "output", "other"];
+
 /// Time between two clean-ups of the histograms' buffers; they grow with every sample until then.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -44,6 +64,7 @@ fn install() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(full(metric::JOB_SECONDS), &SECONDS)?
         .set_buckets_for_metric(full(metric::LLM_SECONDS), &SECONDS)?
         .set_buckets_for_metric(full(metric::FIRST_TOKEN_SECONDS), &SECONDS)?
+        .set_buckets_for_metric(full(metric::NODE_SECONDS), &SECONDS)?
         .set_buckets_for_metric(full(metric::COMMIT_SECONDS), &COMMIT_SECONDS)?
         .set_buckets_for_metric(full(metric::COMMIT_BATCH), &BATCH)?
         .install_recorder()?;
@@ -55,11 +76,14 @@ fn install() -> Result<PrometheusHandle, BuildError> {
 fn describe() {
     describe_counter!(metric::JOBS, "Ended jobs by status");
     describe_histogram!(metric::JOB_SECONDS, "Seconds from the claim of a job to its end");
+    describe_counter!(metric::JOB_FAILURES, "Failed jobs by the code of their failure");
+    describe_counter!(metric::HANDED_BACK, "Jobs handed to other processes before their end");
     describe_counter!(metric::DB_ERRORS, "Failed attempts to reach Postgres");
     describe_counter!(metric::REDIS_ERRORS, "Failed sends of live events");
     describe_counter!(metric::REDIS_PUBLISHED, "Sent live events by type");
     describe_counter!(metric::NATS_PROCESSED, "Messages settled as done");
     describe_counter!(metric::NATS_FAILED, "Messages settled as not done");
+    describe_gauge!(metric::QUEUE_PENDING, "Requests that waited when this process last asked for some");
     describe_gauge!(metric::IN_FLIGHT, "Jobs being run");
     describe_counter!(metric::REDELIVERIES, "Deliveries after the first of a message");
     describe_counter!(metric::SUPERSTEPS, "Applied supersteps");
@@ -67,12 +91,20 @@ fn describe() {
     describe_histogram!(metric::COMMIT_BATCH, "Commits in one statement");
     describe_counter!(metric::LLM_TOKENS, "Tokens by provider, model and kind");
     describe_histogram!(metric::LLM_SECONDS, "Seconds of a model call by provider and model");
+    describe_counter!(metric::LLM_FAILURES, "Model calls that failed, by provider and code");
+    describe_histogram!(metric::NODE_SECONDS, "Seconds of a task by node");
     describe_histogram!(metric::FIRST_TOKEN_SECONDS, "Seconds from the claim of a job to its first token");
     describe_counter!(metric::TOOL_CALLS, "Tool calls by tool and status");
     describe_counter!(metric::EFFECTS, "Calls of tools that do something outside, by outcome");
+    describe_counter!(metric::NODE_RETRIES, "What a node's policy repeated, by class of the failure");
+    describe_counter!(metric::NODE_ERRORS_ROUTED, "Failures that led to another node, by class");
+    describe_counter!(metric::NODE_CACHE, "Looks into the cache of nodes by outcome");
     describe_counter!(metric::STREAM_DROPPED, "Dropped live events by type");
     describe_counter!(metric::DEAD_LETTERS, "Dead letters by reason");
     describe_counter!(metric::FENCED_WRITES, "Writes refused because the thread has a later epoch");
+    describe_counter!(metric::ADOPTED, "Jobs taken up because their owner was gone");
+    describe_counter!(metric::RELAYED, "Results published for a process that did not");
+    describe_counter!(metric::RECONCILED, "Messages the broker had forgotten, by action");
     describe_gauge!(metric::IN_USE, "How much of a limit is in use, by kind");
     describe_gauge!(metric::LIMIT, "The limit, by kind");
     describe_counter!(metric::TURNED_AWAY, "Turned away because of a limit, by kind");
@@ -89,6 +121,9 @@ fn start_at_zero() {
         metric::REDELIVERIES,
         metric::SUPERSTEPS,
         metric::FENCED_WRITES,
+        metric::HANDED_BACK,
+        metric::ADOPTED,
+        metric::RELAYED,
     ] {
         counter!(name).absolute(0);
     }
@@ -98,6 +133,23 @@ fn start_at_zero() {
     for outcome in ["done", "failed", "unknown", "replayed"] {
         counter!(metric::EFFECTS, "outcome" => outcome).absolute(0);
     }
+    for action in ["recorded", "discarded"] {
+        counter!(metric::RECONCILED, "action" => action).absolute(0);
+    }
+    for class in FAILURE_CLASSES {
+        counter!(metric::NODE_RETRIES, "class" => class).absolute(0);
+        counter!(metric::NODE_ERRORS_ROUTED, "class" => class).absolute(0);
+    }
+    for outcome in ["hit", "miss"] {
+        counter!(metric::NODE_CACHE, "outcome" => outcome).absolute(0);
+    }
+    // Text is what is dropped first.
+    counter!(metric::STREAM_DROPPED, "event_type" => "on_llm_stream").absolute(0);
+    for reason in DEAD_LETTER_REASONS {
+        counter!(metric::DEAD_LETTERS, "reason" => reason).absolute(0);
+    }
+    // The one code with an alert of its own; others come with their first job.
+    counter!(metric::JOB_FAILURES, "code" => "BUDGET_EXHAUSTED").absolute(0);
     for name in
         [metric::JOB_SECONDS, metric::FIRST_TOKEN_SECONDS, metric::COMMIT_SECONDS, metric::COMMIT_BATCH]
     {
@@ -105,6 +157,7 @@ fn start_at_zero() {
         let _ = metrics::histogram!(name);
     }
     gauge!(metric::IN_FLIGHT).set(0.0);
+    gauge!(metric::QUEUE_PENDING).set(0.0);
     let version = env!("CARGO_PKG_VERSION");
     let commit = option_env!("GIT_COMMIT").unwrap_or("unknown");
     gauge!(metric::BUILD_INFO, "version" => version, "commit" => commit).set(1.0);
@@ -125,6 +178,7 @@ mod tests {
             metric::NATS_PROCESSED,
             metric::NATS_FAILED,
             metric::IN_FLIGHT,
+            metric::QUEUE_PENDING,
             metric::REDELIVERIES,
             metric::SUPERSTEPS,
             metric::COMMIT_SECONDS,
@@ -132,6 +186,12 @@ mod tests {
             metric::FIRST_TOKEN_SECONDS,
             metric::FENCED_WRITES,
             metric::EFFECTS,
+            metric::DEAD_LETTERS,
+            metric::JOB_FAILURES,
+            metric::HANDED_BACK,
+            metric::ADOPTED,
+            metric::RELAYED,
+            metric::RECONCILED,
             metric::BUILD_INFO,
         ] {
             assert!(text.contains(&format!("# TYPE {name} ")), "{name} is missing in\n{text}");

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::store::Retention;
+use crate::store::{Leave, Retention};
 
 /// Settings of the worker.
 #[derive(Clone, Debug)]
@@ -29,8 +29,21 @@ pub struct Config {
     pub k_sink: Option<Url>,
     /// How long ended jobs and dead letters are kept.
     pub retention: Retention,
+    /// What becomes of threads that have been silent for long.
+    pub threads: ThreadRetention,
     /// The name of this process, shown as the owner of its threads.
     pub pod: String,
+}
+
+/// What becomes of threads that have been silent for long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThreadRetention {
+    /// How long; `None` keeps them for ever.
+    pub after: Option<Duration>,
+    /// What is left of them.
+    pub leave: Leave,
+    /// Whether that goes also for those that wait for somebody.
+    pub waiting: bool,
 }
 
 /// The unit of retention.
@@ -49,6 +62,7 @@ impl Default for Config {
             lingering: Duration::from_secs(180),
             k_sink: None,
             retention: Retention { jobs: Some(7 * DAY), dead_letters: Some(30 * DAY) },
+            threads: ThreadRetention { after: None, leave: Leave::Latest, waiting: false },
             pod: "agent-executor".to_owned(),
         }
     }

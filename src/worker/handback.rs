@@ -6,7 +6,10 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{Error, Worker};
-use crate::store::{self, Claim};
+use crate::{
+    store::{self, Claim},
+    telemetry::metric,
+};
 
 /// Wait between two tries while the database is away.
 const PAUSE: Duration = Duration::from_secs(3);
@@ -20,6 +23,7 @@ pub(super) const MOST: usize = 1024;
 /// Frees the thread of `claim` for others and charges nothing. While the database is away it is tried again beside
 /// the caller, who hears of the error.
 pub(super) async fn give_back(worker: &Arc<Worker>, claim: &Claim) -> Result<(), Error> {
+    metrics::counter!(metric::HANDED_BACK).increment(1);
     let given = once(worker, claim).await;
     if let Err(store::Error::Unavailable(_)) = &given {
         later(worker, claim);

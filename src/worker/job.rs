@@ -1,7 +1,6 @@
 //! One claimed job: run, make its end durable, tell about it, publish its result.
 
 use std::{
-    collections::BTreeMap,
     future::Future,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,13 +11,12 @@ use tracing::Instrument;
 
 use super::{Error, Worker, delivery::Slot, handback, keepalive::Owned, letter, report};
 use crate::{
-    job::{Failure, Job},
+    job::{Failure, Job, Spent},
     queue::{self, Delivery},
     run::{self, Attempt, Outcome, Reason, Report, tell_end},
     store::{self, Cancel, CancelKind, Claim, Doomed, Ending, Finish, NextJob, StoredResult},
     stream::Emitter,
-    telemetry::{self, metric},
-    value::Usage,
+    telemetry::{self, label, metric},
 };
 
 /// First wait after the store or the queue was away; doubles up to [`LONGEST_PAUSE`].
@@ -182,7 +180,7 @@ async fn attempt(worker: &Arc<Worker>, owned: Owned, job: Arc<Job>) -> Result<En
     let emitter = attempt.emitter.clone();
     // A task of its own: a panic in a node ends this job, not the process.
     let ran = worker.tracker.spawn(run::run(attempt).in_current_span()).await;
-    let (result, usage_by_model) = ran.unwrap_or_else(|_| (Ok(panicked()), BTreeMap::new()));
+    let (result, spent) = ran.unwrap_or_else(|_| (Ok(panicked()), Spent::default()));
     let report = match result {
         Ok(ended) => ended,
         Err(error) => match hand_back(worker, &owned.claim, error).await {
@@ -191,7 +189,7 @@ async fn attempt(worker: &Arc<Worker>, owned: Owned, job: Arc<Job>) -> Result<En
         },
     };
     let elapsed = started.elapsed();
-    finish(worker, owned, Told { job: &job, report, emitter: &emitter, usage_by_model, elapsed }).await
+    finish(worker, owned, Told { job: &job, report, emitter: &emitter, spent, elapsed }).await
 }
 
 fn panicked() -> Report {
@@ -229,7 +227,7 @@ struct Told<'a> {
     job: &'a Job,
     report: Report,
     emitter: &'a Emitter,
-    usage_by_model: BTreeMap<String, Usage>,
+    spent: Spent,
     elapsed: Duration,
 }
 
@@ -245,9 +243,9 @@ async fn end_early(
     let job = job.unwrap_or_else(nameless);
     let attempt = Attempt::new(worker.ports.clone(), claim, job, owned.stop.clone());
     attempt.tell_start(None);
-    let (usage_by_model, elapsed) = (BTreeMap::new(), Duration::ZERO);
+    let (spent, elapsed) = (Spent::default(), Duration::ZERO);
     let report = Report::early(outcome);
-    let told = Told { job: &attempt.job, report, emitter: &attempt.emitter, usage_by_model, elapsed };
+    let told = Told { job: &attempt.job, report, emitter: &attempt.emitter, spent, elapsed };
     finish(worker, owned, told).await
 }
 
@@ -265,7 +263,7 @@ async fn end_unstarted(
     outcome: Outcome,
 ) -> Result<Option<StoredResult>, Error> {
     let report = Report::early(outcome);
-    let numbers = report::totals(0, &report, BTreeMap::new(), Duration::ZERO, None);
+    let numbers = report::totals(0, &report, Spent::default(), Duration::ZERO, None);
     let result = report::result(worker, job, &report, &numbers);
     let ending = Ending {
         state: report::state(&report.outcome),
@@ -339,9 +337,9 @@ struct Stored {
 }
 
 async fn store_end(worker: &Arc<Worker>, owned: &Owned, told: &mut Told<'_>) -> Result<Stored, Error> {
-    let usage_by_model = told.usage_by_model.clone();
+    let spent = told.spent.clone();
     let end = Some(told.emitter.id_in(told.report.events_left()));
-    let numbers = report::totals(owned.claim.attempt, &told.report, usage_by_model, told.elapsed, end);
+    let numbers = report::totals(owned.claim.attempt, &told.report, spent, told.elapsed, end);
     let result = report::result(worker, told.job, &told.report, &numbers);
     let finish = Finish {
         state: report::state(&told.report.outcome),
@@ -373,6 +371,9 @@ fn count(report: &Report, elapsed: Duration) {
     match report::failure_of(&report.outcome) {
         None => tracing::info!(status, duration_ms, steps, "job ended"),
         Some(Failure { code, message, node, .. }) => {
+            if status == "failed" {
+                metrics::counter!(metric::JOB_FAILURES, "code" => label::CODE.value(code)).increment(1);
+            }
             let node = node.as_deref();
             tracing::warn!(status, duration_ms, steps, %code, node, error = %message, "job ended");
         }

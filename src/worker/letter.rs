@@ -34,7 +34,7 @@ pub(super) type Defect = (&'static str, String);
 pub(super) fn defect(failure: &Failure) -> Option<Defect> {
     let reason = match failure.code.as_str() {
         code::BAD_REQUEST => "bad_request",
-        code::DEFINITION_INVALID => "definition_invalid",
+        code::DEFINITION_INVALID | code::VARIABLES_UNSET => "definition_invalid",
         code::AGENT_NOT_FOUND => "agent_not_found",
         POISON => GIVEN_UP,
         MAX_DELIVERIES => "max_deliveries",

@@ -6,6 +6,7 @@
 mod budget;
 mod config;
 mod control;
+mod deadlines;
 mod delivery;
 mod error;
 mod handback;
@@ -15,14 +16,14 @@ mod letter;
 mod parking;
 mod posts;
 mod repair;
-mod report;
+pub(crate) mod report;
 mod retention;
 mod retell;
 mod settle;
 mod turns;
 mod upkeep;
 
-pub use config::{Config, DAY};
+pub use config::{Config, DAY, ThreadRetention};
 pub use error::Error;
 pub use parking::MAX_PARKED;
 
@@ -154,6 +155,7 @@ impl Worker {
         duties.spawn(repair::hear_advisories(self.clone()));
         duties.spawn(upkeep::sweep(self.clone()));
         alive.spawn(upkeep::relay(self.clone(), end.clone()));
+        duties.spawn(deadlines::watch(self.clone()));
         duties.spawn(retention::keep_tidy(self.clone()));
         while !self.orders.drain.is_cancelled() {
             let Some(permits) = self.free_slots().await else { break };

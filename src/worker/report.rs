@@ -1,17 +1,16 @@
 //! What an ended job looks like to the store, to readers of the stream and to consumers of results.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::{Value as Json, json};
 
 use super::Worker;
 use crate::{
-    job::{Failure, Job, ResultEvent, Stamp, Totals, encode_result, with_dataref},
+    job::{Failure, Job, ResultEvent, Spent, Stamp, Totals, encode_result, with_dataref},
     run::{Outcome, Report},
     store::{JobState, StoredResult},
     stream::EntryId,
-    value::Usage,
 };
 
 /// Code of a job that was given up because its attempts ended with their process.
@@ -27,35 +26,27 @@ pub(super) struct Encoded {
     pub(super) body: Option<Bytes>,
 }
 
-pub(super) fn totals(
+pub(crate) fn totals(
     attempts: u32,
     report: &Report,
-    usage_by_model: BTreeMap<String, Usage>,
+    spent: Spent,
     elapsed: Duration,
     last_event: Option<EntryId>,
 ) -> Totals {
     Totals {
-        usage_by_model,
+        spent,
         cost_usd: 0.0,
         duration_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
         steps: report.steps,
         attempts,
         checkpoint_id: report.checkpoint_id.clone(),
         last_event_id: last_event.map(|id| id.to_string()),
+        agent_version: report.version.as_deref().map(str::to_owned),
     }
 }
 
 pub(super) fn result(worker: &Worker, job: &Job, report: &Report, numbers: &Totals) -> Encoded {
-    let event = match &report.outcome {
-        Outcome::Completed(output) => {
-            ResultEvent::Completed { output: output.output.clone(), files: output.files.clone() }
-        }
-        Outcome::Interrupted(interrupts) => {
-            ResultEvent::Interrupted { interrupts: interrupts.clone(), count: 1 }
-        }
-        Outcome::Failed(failure) => ResultEvent::Failed(failure.clone()),
-        Outcome::Cancelled(failure) => ResultEvent::Cancelled(failure.clone()),
-    };
+    let event = event(&report.outcome);
     let stamp = Stamp { ended_at: worker.ports.clock.now(), config: &worker.codec };
     let whole = encode_result(job, &event, numbers, stamp);
     let (encoded, body) = if whole.is_too_large() {
@@ -73,6 +64,20 @@ pub(super) fn result(worker: &Worker, job: &Job, report: &Report, numbers: &Tota
     Encoded { stored, body }
 }
 
+/// What is reported of an outcome.
+pub(crate) fn event(outcome: &Outcome) -> ResultEvent {
+    match outcome {
+        Outcome::Completed(output) => {
+            ResultEvent::Completed { output: output.output.clone(), files: output.files.clone() }
+        }
+        Outcome::Interrupted(interrupts) => {
+            ResultEvent::Interrupted { interrupts: interrupts.clone(), count: 1 }
+        }
+        Outcome::Failed(failure) => ResultEvent::Failed(failure.clone()),
+        Outcome::Cancelled(failure) => ResultEvent::Cancelled(failure.clone()),
+    }
+}
+
 /// A job id as one segment of a path.
 fn url_path(job_id: &str) -> String {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
@@ -81,7 +86,7 @@ fn url_path(job_id: &str) -> String {
     job_id.bytes().map(encode).collect()
 }
 
-pub(super) fn state(outcome: &Outcome) -> JobState {
+pub(crate) fn state(outcome: &Outcome) -> JobState {
     match outcome {
         Outcome::Completed(_) | Outcome::Interrupted(_) => JobState::Succeeded,
         Outcome::Failed(failure) if [POISON, MAX_DELIVERIES].contains(&failure.code.as_str()) => {
@@ -92,7 +97,7 @@ pub(super) fn state(outcome: &Outcome) -> JobState {
     }
 }
 
-pub(super) fn status(outcome: &Outcome) -> &'static str {
+pub(crate) fn status(outcome: &Outcome) -> &'static str {
     match outcome {
         Outcome::Completed(_) => "completed",
         Outcome::Interrupted(_) => "interrupted",
@@ -101,19 +106,19 @@ pub(super) fn status(outcome: &Outcome) -> &'static str {
     }
 }
 
-pub(super) fn failure_of(outcome: &Outcome) -> Option<&Failure> {
+pub(crate) fn failure_of(outcome: &Outcome) -> Option<&Failure> {
     match outcome {
         Outcome::Failed(failure) | Outcome::Cancelled(failure) => Some(failure),
         Outcome::Completed(_) | Outcome::Interrupted(_) => None,
     }
 }
 
-pub(super) fn error(outcome: &Outcome) -> Option<Json> {
+pub(crate) fn error(outcome: &Outcome) -> Option<Json> {
     failure_of(outcome).map(|failure| json!(failure))
 }
 
 /// `final_result` of the `end` event: the same object as `result` in the CloudEvent, null without one.
-pub(super) fn final_result(outcome: &Outcome) -> Json {
+pub(crate) fn final_result(outcome: &Outcome) -> Json {
     match outcome {
         Outcome::Completed(output) => {
             let mut result = json!({ "output": output.output, "status": "completed" });

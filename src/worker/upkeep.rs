@@ -16,11 +16,11 @@ use crate::{
 };
 
 /// Time between two looks for threads whose owner has died: with a lease of five seconds their jobs run again
-/// about four seconds after a crash.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// about four and a half seconds after a crash.
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
 
 /// Looks between two that also ask for queued jobs nobody has taken up: those read every open job.
-const QUEUED_EVERY: u32 = 5;
+const QUEUED_EVERY: u32 = 10;
 
 /// Threads taken up in one look; the rest is for others, or for the next look.
 const SWEPT_AT_ONCE: usize = 16;

@@ -19,7 +19,10 @@ use futures::{Stream, StreamExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{ApiError, Nats, Provision, check, provision};
-use crate::queue::{Delivery, Error, PULL_BYTES, Receipt};
+use crate::{
+    queue::{Delivery, Error, PULL_BYTES, Receipt},
+    telemetry::metric,
+};
 
 /// How long a pull waits for its first message: short, because an open pull delays a drain and outlives a
 /// server's restart by seconds.
@@ -90,7 +93,10 @@ impl Nats {
         };
         if deliveries.is_empty() {
             return match end {
-                End::Answered => Ok(deliveries),
+                End::Answered => {
+                    shows_pending(0);
+                    Ok(deliveries)
+                }
                 End::Broken(reason) => self.repair(reason).await,
             };
         }
@@ -102,6 +108,7 @@ impl Nats {
                 collect(messages, &mut deliveries, &mut pending, deadline).await;
             }
         }
+        shows_pending(pending);
         Ok(deliveries)
     }
 
@@ -132,6 +139,10 @@ impl Nats {
             }
         }
     }
+}
+
+fn shows_pending(pending: u64) {
+    metrics::gauge!(metric::QUEUE_PENDING).set(f64::from(u32::try_from(pending).unwrap_or(u32::MAX)));
 }
 
 /// Moves all messages of one request into `deliveries`, and how many were left after the last one into `pending`.

@@ -15,7 +15,7 @@ use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::Instant;
 
-use super::{ApiError, Nats, Nothing, api, check::covers, provision};
+use super::{ApiError, Nats, Nothing, api, provision};
 use crate::queue::{Error, Stored};
 
 /// Payload bytes of one look at the stream: sixteen messages of the largest size.
@@ -58,20 +58,18 @@ impl Nats {
         }
         let consumer = provision::consumer_info(&self.jetstream, &self.config).await?;
         let delivered = consumer.delivered.stream_sequence;
+        let subjects = subjects(&consumer.config);
         let deadline = Instant::now() + MAX_TIME;
         let (mut found, mut bytes, mut next) = (Vec::new(), 0, after_seq + 1);
         while found.len() < limit && bytes < MAX_BYTES && next <= delivered && Instant::now() < deadline {
-            let body = json!({"seq": next, "next_by_subj": ">"});
-            let Some(message) = self.message(&body).await? else { break };
+            let Some(message) = self.next_of(&subjects, next).await? else { break };
             // Those behind it are younger still.
             if message.stream_seq > delivered || message.age <= older_than {
                 break;
             }
             next = message.stream_seq + 1;
-            if is_for(&consumer.config, &message.subject) {
-                bytes += message.payload.len();
-                found.push(message);
-            }
+            bytes += message.payload.len();
+            found.push(message);
         }
         Ok(found)
     }
@@ -97,6 +95,16 @@ impl Nats {
         }
     }
 
+    /// The first message from `seq` on that has one of `subjects`.
+    async fn next_of(&self, subjects: &[String], seq: u64) -> Result<Option<Stored>, Error> {
+        let mut first: Option<Stored> = None;
+        for subject in subjects {
+            let message = self.message(&json!({"seq": seq, "next_by_subj": subject})).await?;
+            first = first.into_iter().chain(message).min_by_key(|message| message.stream_seq);
+        }
+        Ok(first)
+    }
+
     async fn message(&self, body: &serde_json::Value) -> Result<Option<Stored>, Error> {
         let subject = format!("STREAM.MSG.GET.{}", self.config.execution_stream);
         match api::<Answer>(&self.jetstream, &subject, body).await {
@@ -107,11 +115,11 @@ impl Nats {
     }
 }
 
-/// Whether the consumer delivers messages of this subject.
-fn is_for(consumer: &consumer::Config, subject: &str) -> bool {
-    let mut filters = consumer.filter_subjects.iter().chain([&consumer.filter_subject]);
-    let any = consumer.filter_subjects.is_empty() && consumer.filter_subject.is_empty();
-    any || filters.any(|filter| covers(filter, subject))
+/// What the consumer delivers: messages of other consumers are not even looked at.
+fn subjects(consumer: &consumer::Config) -> Vec<String> {
+    let filters = consumer.filter_subjects.iter().chain([&consumer.filter_subject]);
+    let filters: Vec<_> = filters.filter(|filter| !filter.is_empty()).cloned().collect();
+    if filters.is_empty() { vec![">".to_owned()] } else { filters }
 }
 
 fn stored(stream: &str, raw: Raw) -> Result<Stored, Error> {
@@ -153,10 +161,12 @@ mod tests {
     }
 
     #[test]
-    fn a_message_of_another_consumer_is_told_apart() {
+    fn messages_are_asked_for_by_what_the_consumer_delivers() {
         let all = consumer::Config::default();
-        let some = consumer::Config { filter_subject: "agent.execute.*".into(), ..all.clone() };
-        assert!(is_for(&all, "agent.x.y") && is_for(&some, "agent.execute.y"));
-        assert!(!is_for(&some, "agent.x.y"));
+        let one = consumer::Config { filter_subject: "agent.execute.*".into(), ..all.clone() };
+        let two = consumer::Config { filter_subjects: vec!["a.*".into(), "b".into()], ..all.clone() };
+        assert_eq!(subjects(&all), [">"]);
+        assert_eq!(subjects(&one), ["agent.execute.*"]);
+        assert_eq!(subjects(&two), ["a.*", "b"]);
     }
 }
