@@ -8,6 +8,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::Config,
+    embedded::{self, Session},
     http,
     ids::SystemClock,
     model::{Models, retry},
@@ -17,7 +18,10 @@ use crate::{
         nats::{Nats, Patience},
     },
     run::{Graphs, Ports},
-    store::postgres::PostgresStore,
+    store::{
+        postgres::PostgresStore,
+        sqlite::{self, SqliteStore},
+    },
     stream::{Sink, dragonfly::Dragonfly},
     telemetry,
     tool::Toolbox,
@@ -93,6 +97,37 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     tracker.close();
     tracker.wait().await;
     Ok(())
+}
+
+/// What runs jobs in this process over a database file, without any server; events go to `sink`.
+pub async fn embedded(
+    config: &Config,
+    place: sqlite::Place,
+    sink: Arc<dyn Sink>,
+    notify: fn(embedded::Notice),
+) -> anyhow::Result<Session> {
+    let clock = Arc::new(SystemClock);
+    // A person sees a job die, and asks for it again or does not: it is never given up.
+    let settings = sqlite::Config {
+        max_crashes: usize::MAX,
+        max_state_bytes: config.postgres.max_state_bytes,
+        ..sqlite::Config::at(place)
+    };
+    let owner = format!("run/{}", uuid::Uuid::new_v4());
+    let store = Arc::new(SqliteStore::open(settings, clock.clone(), &owner).await?);
+    let ports = Ports {
+        store: store.clone(),
+        models: Arc::new(Models::new(config.models.clone()).context("model settings")?),
+        toolbox: Arc::new(Toolbox::new(config.tools.clone()).context("tool settings")?),
+        sink,
+        clock,
+        graphs: Graphs::new(config.limits.clone()),
+        tokens: config.tokens,
+        retry: retry::Policy::default(),
+        job_timeout: config.worker.job_timeout,
+        tracker: TaskTracker::new(),
+    };
+    Ok(Session { store, ports: Arc::new(ports), codec: config.job.clone(), notify })
 }
 
 /// Waits for the database, then for the broker; both may come up after this process.

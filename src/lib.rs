@@ -7,6 +7,7 @@ pub mod cli;
 pub mod app;
 pub mod config;
 pub mod http;
+pub mod embedded;
 pub mod worker;
 pub mod queue;
 pub mod run;

@@ -1,4 +1,4 @@
-//! `drain`: end another process of this program as the platform would, and wait until it has ended. Home of rustix.
+//! `drain`: end another process of this program as the platform would, and wait until it has ended.
 //!
 //! It is for images without a shell: the hook before a pod's end can run it.
 //!

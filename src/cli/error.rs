@@ -2,8 +2,8 @@
 
 use std::{io, process::ExitCode};
 
-use super::drain;
-use crate::{config, queue, store, stream::dragonfly, telemetry};
+use super::{drain, probe};
+use crate::{config, embedded, ids::ThreadId, job::Failure, queue, store, stream::dragonfly, telemetry};
 
 /// How a command ended; scripts read it. Code 2 is wrong usage, which clap answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,9 +71,36 @@ pub(super) enum Error {
     /// A process was not ended.
     #[error(transparent)]
     Drain(#[from] drain::Error),
+    /// The answer of a probe is no.
+    #[error(transparent)]
+    Probe(#[from] probe::Error),
     /// `serve` ended.
     #[error(transparent)]
     App(anyhow::Error),
+    /// `run` cannot begin.
+    #[error(transparent)]
+    Embedded(anyhow::Error),
+    /// `run` stopped.
+    #[error(transparent)]
+    Session(#[from] embedded::Error),
+    /// There is no folder for threads.
+    #[error("there is no place for threads: neither XDG_STATE_HOME nor HOME is an absolute path")]
+    NoStateFolder,
+    /// A definition that cannot be run; every mistake has been printed.
+    #[error("{path} is not a valid definition")]
+    Definition {
+        /// The file.
+        path: String,
+    },
+    /// `--model` has nothing to replace.
+    #[error("no node of the definition names a model that --model could replace")]
+    NoModel,
+    /// `--input` cannot be used.
+    #[error("the input {0}")]
+    Input(String),
+    /// Nothing is asked for, and nothing is left to do.
+    #[error("thread {0} has no unfinished job and no question; say what to do with --input")]
+    NothingToRun(String),
     /// A file that cannot be read.
     #[error("{path} cannot be read")]
     File {
@@ -98,6 +125,38 @@ pub(super) enum Error {
     /// There is no such dead letter.
     #[error("there is no dead letter {0}")]
     NoLetter(i64),
+    /// There is no such stored definition.
+    #[error("no definition is stored under {0:?}")]
+    NoAgent(String),
+    /// Several files, and one name or version for all of them.
+    #[error("--name and --version are for one file")]
+    OneAgent,
+    /// A catalogue that cannot be stamped.
+    #[error("{path} {reason}")]
+    Catalogue {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A thread that is not there, or must not be touched now.
+    #[error("thread {0}: {1}")]
+    Thread(ThreadId, #[source] store::Barred),
+    /// What is to be written is no object.
+    #[error("--values is no JSON object: {0}")]
+    Values(String),
+    /// Nobody knows the thread's definition.
+    #[error("the definition of the thread is not stored")]
+    NoDefinition,
+    /// The definition has mistakes.
+    #[error("the definition is wrong: {0}")]
+    Mismatch(String),
+    /// What was asked for cannot be done.
+    #[error("{}", .0.message)]
+    Failed(Failure),
+    /// Nobody has said yes.
+    #[error("nothing was changed: {0} threads would be removed for good")]
+    UnconfirmedThreads(usize),
     /// Nobody has said yes.
     #[error("nothing was changed: {0} letters would be discarded")]
     Unconfirmed(usize),
@@ -125,18 +184,34 @@ impl Error {
     /// The error with its causes and its code.
     fn line(&self) -> String {
         let text = match self {
-            Self::App(error) => format!("{error:#}"),
-            Self::Config(_)
+            Self::App(error) | Self::Embedded(error) => format!("{error:#}"),
+            Self::Session(_)
+            | Self::NoStateFolder
+            | Self::Definition { .. }
+            | Self::NoModel
+            | Self::Input(_)
+            | Self::NothingToRun(_)
+            | Self::Config(_)
             | Self::Telemetry(_)
             | Self::Queue(_)
             | Self::Store(_)
             | Self::Control { .. }
             | Self::Drain(_)
+            | Self::Probe(_)
             | Self::File { .. }
             | Self::Request { .. }
             | Self::Stream(_)
             | Self::NoResult(_)
             | Self::NoLetter(_)
+            | Self::NoAgent(_)
+            | Self::OneAgent
+            | Self::Catalogue { .. }
+            | Self::Thread(..)
+            | Self::Values(_)
+            | Self::NoDefinition
+            | Self::Mismatch(_)
+            | Self::Failed(_)
+            | Self::UnconfirmedThreads(_)
             | Self::Unconfirmed(_)
             | Self::Output(_) => causes(self),
         };
@@ -149,14 +224,30 @@ impl Error {
             Self::Telemetry(error) => Some(error.code()),
             Self::Queue(error) => Some(error.code()),
             Self::Store(error) => Some(error.code()),
-            Self::App(error) => code_within(error),
+            Self::App(error) | Self::Embedded(error) => code_within(error),
+            Self::Session(embedded::Error::Store(error)) => Some(error.code()),
+            Self::Definition { .. } => Some("DEFINITION_INVALID"),
+            Self::Session(embedded::Error::Left)
+            | Self::NoStateFolder
+            | Self::NoModel
+            | Self::Input(_)
+            | Self::NothingToRun(_) => None,
             Self::Control { code, .. } => Some(code),
             Self::Drain(_)
+            | Self::Probe(_)
             | Self::File { .. }
             | Self::NoLetter(_)
+            | Self::OneAgent
+            | Self::NoDefinition
+            | Self::UnconfirmedThreads(_)
             | Self::Unconfirmed(_)
             | Self::Output(_) => None,
-            Self::Request { .. } => Some("BAD_REQUEST"),
+            Self::NoAgent(_) => Some("AGENT_NOT_FOUND"),
+            Self::Catalogue { .. } => Some("CATALOGUE_INVALID"),
+            Self::Request { .. } | Self::Values(_) => Some("BAD_REQUEST"),
+            Self::Thread(_, barred) => Some(barred.code()),
+            Self::Mismatch(_) => Some("DEFINITION_INVALID"),
+            Self::Failed(failed) => Some(&failed.code),
             Self::Stream(error) => Some(error.code()),
             Self::NoResult(_) => Some("NO_RESULT"),
         }
@@ -176,7 +267,12 @@ impl Error {
             Self::Stream(_) => {
                 Some("is the server at DRAGONFLY_URL (or DRAGONFLY_HOST) running? Jobs run without it")
             }
-            Self::Request { .. } => {
+            Self::NoStateFolder => Some("name a file with --db, or keep nothing with --db :memory:"),
+            Self::Embedded(_) => Some("--db names another file, and --db :memory: keeps nothing"),
+            Self::Session(embedded::Error::Store(store::Error::Unavailable(_))) => Some(
+                "is the disk full, or the file of --db on one that cannot be locked? Nothing stored is lost",
+            ),
+            Self::Request { .. } | Self::Definition { .. } => {
                 Some("`agent-executor validate --schema` prints what a definition may hold")
             }
             Self::NoResult(_) => {
@@ -185,7 +281,9 @@ impl Error {
             Self::NoLetter(_) => {
                 Some("`agent-executor dlq list --all` shows those that are kept, old ones are removed")
             }
-            Self::Unconfirmed(_) => Some("add --yes to do it"),
+            Self::NoAgent(_) => Some("`agent-executor agents list` shows what is stored"),
+            Self::NoDefinition => Some("--definition FILE or --agent NAME gives it"),
+            Self::Unconfirmed(_) | Self::UnconfirmedThreads(_) => Some("add --yes to do it"),
             Self::Queue(queue::Error::NoExecutor) => {
                 Some("start one with `agent-executor serve`, or let this command reach Postgres")
             }
@@ -193,9 +291,20 @@ impl Error {
             | Self::Store(_)
             | Self::Control { .. }
             | Self::Drain(_)
+            | Self::Probe(_)
             | Self::Telemetry(_)
+            | Self::Session(_)
+            | Self::NoModel
+            | Self::Input(_)
+            | Self::NothingToRun(_)
             | Self::App(_)
             | Self::File { .. }
+            | Self::OneAgent
+            | Self::Catalogue { .. }
+            | Self::Thread(..)
+            | Self::Values(_)
+            | Self::Mismatch(_)
+            | Self::Failed(_)
             | Self::Output(_) => None,
         }
     }

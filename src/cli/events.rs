@@ -61,6 +61,17 @@ impl<W: Write> Painter<W> {
         self.out.flush()
     }
 
+    /// Says that so many events could not be kept until they were written.
+    pub(super) fn missed(&mut self, count: u64) -> io::Result<()> {
+        match self.format {
+            Format::Json => {
+                writeln!(self.out, "{}", serde_json::json!({"notice": "missed", "events": count}))?
+            }
+            Format::Text => self.line(&format!("⚠ {count} events were not shown"))?,
+        }
+        self.out.flush()
+    }
+
     /// Ends the line the cursor stands in, if it does.
     pub(super) fn end_line(&mut self) -> io::Result<()> {
         if self.open.take().is_some() {
@@ -77,8 +88,7 @@ impl<W: Write> Painter<W> {
             self.open = Some(message_id);
         }
         let token = event["data"]["token"].as_str().unwrap_or_default();
-        let is_safe = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
-        write!(self.out, "{}", token.chars().filter(is_safe).collect::<String>())
+        write!(self.out, "{}", printable(token))
     }
 
     fn line(&mut self, line: &str) -> io::Result<()> {
@@ -140,7 +150,13 @@ fn shown(value: &Json) -> String {
     }
 }
 
-fn short(text: &str) -> String {
+/// A text without control characters, lines and tabs excepted.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+}
+
+/// The beginning of a text, in one line.
+pub(super) fn short(text: &str) -> String {
     let mut letters = text.chars().map(|c| if c.is_control() { ' ' } else { c });
     let mut start: String = letters.by_ref().take(MAX_SHOWN_CHARS).collect();
     if letters.next().is_some() {

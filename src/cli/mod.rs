@@ -3,26 +3,38 @@
 //! **Invariant:** standard output carries a command's answer and nothing else; progress, logs and errors go to
 //! standard error.
 
+mod agents;
 mod cancel;
+mod columns;
 mod config;
 mod dlq;
 mod doctor;
 mod drain;
 mod error;
 mod events;
+mod graph;
 mod migrate;
+mod probe;
 mod progress;
+mod prompts;
 mod request;
+mod run;
 mod serve;
+mod store_stdio;
 mod submit;
 mod tail;
+mod threads;
 mod validate;
+mod worker_js;
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 
-use self::error::{Error, Exit};
+use self::{
+    error::{Error, Exit},
+    probe::DEFAULT_PORT,
+};
 use crate::{
     config::{Config, Sources},
     telemetry,
@@ -30,13 +42,17 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
+  agent-executor run agent.json --input 'hello'      run one job here, without any server
   agent-executor serve                               run jobs until SIGTERM
   agent-executor validate graph-definitions/*.json   check definitions
+  agent-executor graph graph.json --format svg       draw a definition
   agent-executor submit request.json --follow        run one job and watch it
   agent-executor tail thread-1 --until-end           watch a thread
   agent-executor cancel job-1 --reason 'no need'     stop a job
   agent-executor doctor --repair                     see what is wrong, and mend it
   agent-executor dlq list                            what could not be run, and why
+  agent-executor threads history thread-1            what a thread has been through
+  agent-executor agents put billing.json             store a definition that messages name
 
 Exit codes:
   0 done, job completed    1 error    2 wrong usage    3 job failed    4 job interrupted    5 job cancelled
@@ -70,10 +86,14 @@ struct Settings {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run a definition here and watch it: no queue, no servers, threads in a file
+    Run(run::Arguments),
     /// Take jobs from the queue and run them until SIGTERM
     Serve(serve::Arguments),
     /// End a running `serve` and wait until it has handed its jobs back
     Drain(drain::Arguments),
+    /// Ask a running `serve` whether it lives, or whether it can take jobs
+    Probe(probe::Arguments),
     /// Store a request in the queue, and watch its job on request
     Submit(submit::Arguments),
     /// Print the events of a thread, from the beginning of its stream and live
@@ -84,12 +104,24 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Look at dead letters, send them again or discard them
     Dlq(dlq::Arguments),
+    /// Store definitions by name and version, and stamp many from one
+    Agents(agents::Arguments),
+    /// Look at threads, fork, change, export and remove them
+    Threads(threads::Arguments),
     /// Check agent definitions or requests and list every mistake
     Validate(validate::Arguments),
+    /// Draw an agent definition
+    Graph(graph::Arguments),
     /// Create or update the tables in Postgres
     Migrate(migrate::Arguments),
     /// Print every setting with its value and where it comes from, secrets masked
     Config(config::Arguments),
+    /// Serve LangGraph's tables to a checkpointer in another language: JSON lines on standard input and output
+    #[command(hide = true)]
+    StoreStdio(store_stdio::Arguments),
+    /// Run one JavaScript tool: a JSON line in, a JSON line out
+    #[command(hide = true)]
+    WorkerJs(worker_js::Arguments),
 }
 
 fn name_and_value(text: &str) -> Result<(String, String), &'static str> {
@@ -116,16 +148,27 @@ pub async fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 async fn dispatch(cli: Cli) -> Result<Exit, Error> {
     let Cli { settings, command } = cli;
     match command {
+        Command::Run(arguments) => run::run(&settings.for_terminal()?, &arguments).await,
         Command::Serve(arguments) => serve::run(settings.load(arguments.flags())?).await,
         Command::Drain(arguments) => Ok(drain::run(&arguments).await?),
+        Command::Probe(arguments) => {
+            // With settings that cannot be used no process runs; then the default is as good as any.
+            let port = settings.load(Vec::new()).map_or(DEFAULT_PORT, |config| config.http.port);
+            Ok(probe::run(&arguments, port).await?)
+        }
         Command::Submit(arguments) => submit::run(&settings.for_terminal()?, &arguments).await,
         Command::Tail(arguments) => tail::run(&settings.for_terminal()?, &arguments).await,
         Command::Cancel(arguments) => cancel::run(&settings.for_terminal()?, &arguments).await,
         Command::Doctor(arguments) => doctor::run(&settings.for_terminal()?, &arguments).await,
         Command::Dlq(arguments) => dlq::run(&settings.for_terminal()?, &arguments).await,
-        Command::Validate(arguments) => validate::run(&settings.for_terminal()?, &arguments),
+        Command::Agents(arguments) => agents::run(&settings.for_terminal()?, &arguments).await,
+        Command::Threads(arguments) => threads::run(&settings.for_terminal()?, &arguments).await,
+        Command::Validate(arguments) => validate::run(&settings.for_terminal()?, &arguments).await,
+        Command::Graph(arguments) => graph::run(&settings.for_terminal()?, &arguments),
         Command::Migrate(arguments) => migrate::run(&settings.for_terminal()?, &arguments).await,
         Command::Config(arguments) => config::run(&arguments, || settings.load(Vec::new())),
+        Command::StoreStdio(arguments) => store_stdio::run(&arguments).await,
+        Command::WorkerJs(arguments) => worker_js::run(&arguments),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Requests and definitions in files: reading them, and filling in what a person leaves out.
 
-use std::io::Read;
+use std::{collections::BTreeSet, io::Read};
 
 use serde_json::{Map as JsonMap, Value as Json};
 
@@ -8,7 +8,7 @@ use super::error::Error;
 use crate::{
     config::Config,
     graph::{CompiledGraph, Diagnostic},
-    run::{self, Checked, Rejected},
+    run::{self, Alone, Checked, Rejected},
 };
 
 /// Largest file read; every limit of a request is far below.
@@ -60,14 +60,37 @@ fn fill_in(fields: &mut JsonMap<String, Json>, ids: Ids<'_>) {
     }
 }
 
-/// The graph of a definition, or of a request with one inside; `None` for a request that names a stored one.
-pub(super) fn check(bytes: &[u8], config: &Config) -> Result<Option<CompiledGraph>, Rejected> {
+/// What a file without mistakes holds.
+pub(super) enum Found {
+    /// A graph.
+    Graph(Box<CompiledGraph>),
+    /// A definition that refers to these stored ones.
+    Refers(BTreeSet<String>),
+    /// A request that names a stored definition.
+    Stored,
+}
+
+/// The graph of a definition, or of a request with one inside.
+pub(super) fn check(bytes: &[u8], config: &Config) -> Result<Found, Rejected> {
     if !is_request(&object(bytes)?) {
         let wrong = |details| Rejected { message: "the agent definition is wrong".to_owned(), details };
-        return run::compile(bytes, &config.limits).map(Some).map_err(wrong);
+        return run::compile_alone(bytes, &config.limits).map_err(wrong).map(|alone| match alone {
+            Alone::Graph(graph) => Found::Graph(graph),
+            Alone::Refers(refers) => Found::Refers(refers),
+        });
     }
     let payload = complete(bytes, Ids::default())?;
-    check_request(&payload, config).map(|checked| checked.graph)
+    let checked = check_request(&payload, config)?;
+    Ok(match checked.graph {
+        Some(graph) => Found::Graph(Box::new(graph)),
+        None if checked.refers.is_empty() => Found::Stored,
+        None => Found::Refers(checked.refers),
+    })
+}
+
+/// Says which stored definitions were not looked up.
+pub(super) fn not_looked_up(refers: &BTreeSet<String>) -> String {
+    format!("not looked up: {}", refers.iter().map(String::as_str).collect::<Vec<_>>().join(", "))
 }
 
 /// The job of a complete request.

@@ -13,6 +13,7 @@ use super::{
     error::{Error, Exit},
     events::{Format, Painter},
     progress::Progress,
+    prompts,
     request::{self, Ids},
 };
 use crate::{
@@ -95,7 +96,8 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> Result<Exit, 
 fn read(config: &Config, arguments: &Arguments) -> Result<(Job, Vec<u8>), Error> {
     let bytes = request::read(&arguments.file)?;
     let ids = Ids { job_id: arguments.job_id.as_deref(), thread_id: arguments.thread_id.as_deref() };
-    let checked = request::complete(&bytes, ids)
+    let checked = prompts::inline(&arguments.file, bytes)
+        .and_then(|bytes| request::complete(&bytes, ids))
         .and_then(|payload| request::check_request(&payload, config).map(|checked| (checked.job, payload)));
     checked.map_err(|rejected| {
         eprintln!("{}: {rejected}", arguments.file);

@@ -130,6 +130,7 @@ pub(super) fn compose(settings: &Settings, mut problems: Vec<Problem>) -> Result
         quiet: *settings.source("LOG_LEVEL") == Source::Default,
         rendered: render::effective(settings),
         suspects: settings.suspects.clone(),
+        state_folder: settings.state_folder.clone(),
     };
     relations(&config, &mut problems);
     if problems.is_empty() { Ok(config) } else { Err(problems) }
@@ -192,6 +193,14 @@ fn worker(settings: &Settings) -> worker::Config {
         retention: store::Retention {
             jobs: settings.days("RETENTION_JOBS_DAYS"),
             dead_letters: settings.days("RETENTION_DEAD_LETTERS_DAYS"),
+        },
+        threads: worker::ThreadRetention {
+            after: settings.days("RETENTION_THREADS_DAYS"),
+            leave: match settings.text("RETENTION_THREADS").as_str() {
+                "delete" => store::Leave::Nothing,
+                _ => store::Leave::Latest,
+            },
+            waiting: settings.flag("RETENTION_THREADS_WAITING"),
         },
         pod: settings.text("POD_NAME"),
     }
@@ -335,6 +344,28 @@ fn tools(settings: &Settings, problems: &mut Vec<Problem>) -> tool::Config {
         max_timeout: settings.span("HTTP_TOOL_TIMEOUT_SECONDS"),
         max_response_bytes: settings.count("HTTP_TOOL_MAX_RESPONSE_BYTES"),
         max_concurrent: settings.size("TOOL_MAX_CONCURRENT"),
+        scripts: scripts(settings),
+    }
+}
+
+fn scripts(settings: &Settings) -> tool::ScriptConfig {
+    let sandbox = match settings.text("SCRIPT_TOOL_SANDBOX").as_str() {
+        "limits" => tool::Sandboxing::Limits,
+        _ => tool::Sandboxing::Strict,
+    };
+    tool::ScriptConfig {
+        python: settings.text("PYTHON_TOOLS") == "enabled",
+        interpreter: settings.text("PYTHON_TOOLS_INTERPRETER"),
+        javascript: settings.text("JAVASCRIPT_TOOLS") == "enabled",
+        sandbox,
+        network: settings.flag("SCRIPT_TOOL_NETWORK"),
+        timeout: settings.span("SCRIPT_TOOL_TIMEOUT_SECONDS"),
+        memory_bytes: settings.count("SCRIPT_TOOL_MEMORY_BYTES"),
+        processes: settings.count("SCRIPT_TOOL_MAX_PROCESSES"),
+        max_output_bytes: settings.count("SCRIPT_TOOL_MAX_OUTPUT_BYTES"),
+        max_concurrent: settings.size("SCRIPT_TOOL_MAX_CONCURRENT"),
+        first_user: u32::try_from(settings.count("SCRIPT_TOOL_FIRST_USER")).expect("at most 2,000,000,000"),
+        program: None,
     }
 }
 
@@ -344,6 +375,7 @@ fn limits(settings: &Settings) -> graph::Limits {
         max_nodes: settings.size("MAX_DEFINITION_NODES"),
         max_edges: settings.size("MAX_DEFINITION_EDGES"),
         max_depth: settings.size("MAX_DEFINITION_DEPTH"),
+        max_map_items: settings.size("MAX_MAP_ITEMS"),
     }
 }
 

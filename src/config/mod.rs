@@ -15,7 +15,7 @@ mod tests;
 pub use render::markdown;
 pub use resolve::Sources;
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use url::Url;
 
@@ -54,6 +54,8 @@ pub struct Config {
     pub limits: graph::Limits,
     /// Where readers of large results find this service; without it their `dataref` names the pod itself.
     pub public_url: Option<Url>,
+    /// Where `run` keeps its threads: `agent-executor` below `XDG_STATE_HOME` or `~/.local/state`; none without a home.
+    pub state_folder: Option<PathBuf>,
     /// Nobody has said how much to log.
     quiet: bool,
     rendered: String,

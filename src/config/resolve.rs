@@ -76,6 +76,8 @@ pub(super) struct Settings {
     pub(super) members: BTreeMap<String, Member>,
     /// Names in the environment that look like settings and are none, and why.
     pub(super) suspects: Vec<Problem>,
+    /// Where this person's programs keep their state.
+    pub(super) state_folder: Option<PathBuf>,
 }
 
 /// A setting of a family as it holds.
@@ -114,7 +116,14 @@ pub(super) fn resolve(sources: &Sources) -> (Settings, Vec<Problem>) {
     let [flags, _, file] = &levels;
     known.refuse(flags.values.keys().chain(file.values.keys()), &mut problems);
     let suspects = known.look_through(&sources.environment, &mut problems);
-    (Settings { all, members, suspects }, problems)
+    (Settings { all, members, suspects, state_folder: state_folder(&sources.environment) }, problems)
+}
+
+/// As the XDG base directories say: a relative path is no path, and without a home there is no such folder.
+fn state_folder(environment: &HashMap<String, String>) -> Option<PathBuf> {
+    let absolute = |name: &str| environment.get(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = absolute("XDG_STATE_HOME").or_else(|| Some(absolute("HOME")?.join(".local/state")));
+    state.map(|state| state.join("agent-executor"))
 }
 
 fn effective(

@@ -186,6 +186,43 @@ pub(super) static TABLE: &[Setting] = &[
         "256",
         "Requests of HTTP tools at once in one process; others wait",
     ),
+    setting(
+        "PYTHON_TOOLS",
+        Kind::Word(&["enabled", "disabled"]),
+        "disabled",
+        "Whether tools written in Python are run, in sandboxed processes",
+    ),
+    setting("PYTHON_TOOLS_INTERPRETER", Kind::Text, "python3", "Python that runs them, 3.10 or newer"),
+    setting(
+        "JAVASCRIPT_TOOLS",
+        Kind::Word(&["enabled", "disabled"]),
+        "enabled",
+        "Whether tools written in JavaScript are run, in sandboxed processes",
+    ),
+    setting(
+        "SCRIPT_TOOL_SANDBOX",
+        Kind::Word(&["strict", "limits"]),
+        "strict",
+        "What scripts are kept in: namespaces and limits, or `limits` only where the pod is a sandbox itself",
+    ),
+    setting("SCRIPT_TOOL_NETWORK", Kind::Flag, "false", "Let Python scripts reach the network"),
+    setting("SCRIPT_TOOL_TIMEOUT_SECONDS", WAIT, "30", "Most time for one call of a script"),
+    setting(
+        "SCRIPT_TOOL_MEMORY_BYTES",
+        // Python itself takes 30 MiB of addresses, with LangChain 200.
+        Kind::Count(64 << 20, 64 << 30),
+        "536870912",
+        "Memory of one process of a script",
+    ),
+    setting("SCRIPT_TOOL_MAX_PROCESSES", Kind::Count(1, 10_000), "16", "Processes and threads of one call"),
+    setting("SCRIPT_TOOL_MAX_OUTPUT_BYTES", BYTES, "1048576", "Largest answer of a script"),
+    setting("SCRIPT_TOOL_MAX_CONCURRENT", NUMBER, "8", "Scripts at once in one process; others wait"),
+    setting(
+        "SCRIPT_TOOL_FIRST_USER",
+        Kind::Count(1_000, 2_000_000_000),
+        "64100",
+        "First of the user ids that scripts run under when this process is root's",
+    ),
     // Worker
     setting("MAX_CONCURRENT_JOBS", Kind::Count(1, 5_000), "100", "Jobs at once in one process"),
     setting(
@@ -214,6 +251,24 @@ pub(super) static TABLE: &[Setting] = &[
         "Days a job is remembered after its end, with its result; 0 for ever, else at least 7",
     ),
     setting("RETENTION_DEAD_LETTERS_DAYS", DAYS, "30", "Days a dead letter is kept in Postgres; 0 for ever"),
+    setting(
+        "RETENTION_THREADS_DAYS",
+        DAYS,
+        "0",
+        "Days without a new checkpoint after which a thread is thinned out or removed; 0 for never",
+    ),
+    setting(
+        "RETENTION_THREADS",
+        Kind::Word(&["latest", "delete"]),
+        "latest",
+        "What is left of such a thread: its newest checkpoint, or nothing (`delete`)",
+    ),
+    setting(
+        "RETENTION_THREADS_WAITING",
+        Kind::Flag,
+        "false",
+        "Whether that goes also for threads that wait for somebody",
+    ),
     setting("POD_NAME", Kind::Text, "agent-executor", "Name of this process in logs and leases")
         .aka(&["HOSTNAME"]),
     // Definitions
@@ -221,6 +276,12 @@ pub(super) static TABLE: &[Setting] = &[
     setting("MAX_DEFINITION_NODES", NUMBER, "200", "Most nodes of a definition"),
     setting("MAX_DEFINITION_EDGES", NUMBER, "1000", "Most edges of a definition"),
     setting("MAX_DEFINITION_DEPTH", Kind::Count(1, 128), "32", "Deepest nesting of a definition"),
+    setting(
+        "MAX_MAP_ITEMS",
+        Kind::Count(1, 10_000),
+        "1000",
+        "Most items of one `map`; a definition may lower it",
+    ),
     // HTTP
     setting("PORT", Kind::Count(0, 65_535), "8080", "Port of probes, metrics and intake; 0 takes a free one"),
     setting("LISTEN_ADDRESS", Kind::Text, "0.0.0.0", "IP address to listen on"),

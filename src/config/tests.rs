@@ -298,3 +298,13 @@ fn the_table_names_every_setting_with_its_other_spellings() {
     assert!(table.contains("| `OPENAI_API_KEY`, `OPENAI_API_KEY_FILE` |  | Key for OpenAI |"), "{table}");
     assert!(table.contains("| `HTTP_TOOL_SECRET_<NAME>`, `HTTP_TOOL_SECRET_<NAME>_FILE` | |"), "{table}");
 }
+
+#[test]
+fn state_is_kept_below_the_home_unless_its_owner_says_where() {
+    let folder = |pairs: &[(&str, &str)]| load(pairs).state_folder.map(|path| path.display().to_string());
+    let home = ("HOME", "/home/ann");
+    assert_eq!(folder(&[home]).as_deref(), Some("/home/ann/.local/state/agent-executor"));
+    assert_eq!(folder(&[home, ("XDG_STATE_HOME", "/s")]).as_deref(), Some("/s/agent-executor"));
+    assert_eq!(folder(&[home, ("XDG_STATE_HOME", "s")]), folder(&[home]), "a relative path is no path");
+    assert_eq!(folder(&[]), None);
+}

@@ -17,7 +17,7 @@ const SHORT: usize = 6;
 const MOST_SLIPS: usize = 2;
 
 /// How names of ours begin. `OTEL_` and `LOG_` are everybody's.
-const OURS: [&str; 14] = [
+const OURS: [&str; 15] = [
     "AGENT_EXECUTOR_",
     "ANTHROPIC_",
     "CLOUDEVENT_",
@@ -31,6 +31,7 @@ const OURS: [&str; 14] = [
     "POSTGRES_",
     "REDIS_",
     "SCRIPTED_MODELS_",
+    "SCRIPT_TOOL_",
     "STREAM_",
 ];
 
