@@ -537,6 +537,9 @@ fn command(kind: &Kind, folder: &Path, port: u16) -> Result<Command> {
                 "",
                 "--appendonly",
                 "yes",
+                // By default a write waits while the disk is busy with an earlier one, and a kill loses what was confirmed.
+                "--appendfsync",
+                "no",
                 "--dir",
             ]);
             command.arg(&data);

@@ -50,7 +50,25 @@ async fn transcript(case: &Case, stage: &Stage) -> String {
     let mut results: Vec<_> = stage.queue.results().iter().map(line).collect();
     results.sort();
     text.extend(results);
-    text
+    masked(&text)
+}
+
+/// Without ids that follow from the time: of messages, of tasks and of what is called after them.
+fn masked(text: &str) -> String {
+    let is_id = |candidate: &str| {
+        let dashes = candidate.match_indices('-').map(|(at, _)| at).collect::<Vec<_>>();
+        let hex = candidate.bytes().filter(u8::is_ascii_hexdigit).count();
+        hex == 32 && (candidate.len() == 32 || dashes == [8, 13, 18, 23])
+    };
+    let mut masked = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        // With dashes, or without.
+        let id = [36, 32].into_iter().find(|length| rest.get(..*length).is_some_and(is_id));
+        masked.push_str(if id.is_some() { "…" } else { &rest[..first.len_utf8()] });
+        rest = &rest[id.unwrap_or(first.len_utf8())..];
+    }
+    masked
 }
 
 fn line(result: &StoredResult) -> String {
@@ -111,6 +129,14 @@ fn events(events: &[Json]) -> Vec<String> {
             "on_state_update" => format!("{kind} step {}: {}", data["step"], state(data)),
             "on_attempt_start" => {
                 format!("{kind} {} resumed: {}", data["attempt"], data["resumed_from"].is_string())
+            }
+            "on_custom" => {
+                let mut data = data.clone();
+                // Ids of messages differ from run to run.
+                if let Some(superseded) = data["superseded"].as_array().map(Vec::len) {
+                    data["superseded"] = superseded.into();
+                }
+                format!("{kind} {place}: {data}")
             }
             "end" => format!("{kind} {} {}", text(&data["status"]), data["final_result"]["output"]),
             _ => format!("{kind} {place}: {data}"),

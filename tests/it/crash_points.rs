@@ -34,6 +34,28 @@ async fn a_crash_at_any_write_changes_no_result_and_repeats_no_finished_work() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_crash_between_corrections_of_an_answer_repeats_one_call_at_most() {
+    let cases = cases();
+    let case = cases.iter().find(|case| case.name == "schema-correction").expect("the case is there");
+    let calm = Stage::new();
+    case.publish(&calm);
+    calm.settle_all().await;
+    let [thread] = case.threads().try_into().expect("one thread");
+    let expected = calls(&calm.sink.events(&thread));
+    for n in 1..=calm.store.writes() {
+        let shaken = Stage::new();
+        case.publish(&shaken);
+        shaken.die_at_write(n, CrashPoint::Before).await;
+        shaken.settle_all().await;
+        let made = calls(&shaken.sink.events(&thread));
+        assert!(
+            (expected..=expected + 1).contains(&made),
+            "crash at write {n}: {made} calls, not {expected}"
+        );
+    }
+}
+
 async fn compare(case: &Case, calm: &Stage, shaken: &Stage, what: &str) {
     assert_eq!(results(shaken), results(calm), "{what}");
     for thread in case.threads() {

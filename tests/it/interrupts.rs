@@ -133,3 +133,41 @@ async fn new_input_leaves_a_question_behind() {
     let (_, data) = run(&stage, "too-late", "sync", ("command", json!({ "resume": "happened" }))).await;
     assert_eq!(data["error"]["type"], "NOTHING_TO_RESUME");
 }
+
+#[tokio::test(start_paused = true)]
+async fn going_on_from_one_nested_pause_leaves_the_other_one_where_it_is() {
+    let inner = json!({ "channels": { "x": {} }, "nodes": [
+        { "id": "step", "type": "transform", "interrupt_before": true, "writes": { "x": "1" } }
+    ] });
+    let node = |id: &str| json!({ "id": id, "type": "subgraph", "definition": inner });
+    let definition = json!({
+        "channels": { "go": {} },
+        "nodes": [node("left"), node("right")],
+        "edges": [{ "from": "START", "to": "left" }, { "from": "START", "to": "right" },
+            { "from": "left", "to": "END" }, { "from": "right", "to": "END" }]
+    });
+    for durability in ["sync", "exit"] {
+        let stage = Stage::new();
+        let run = async |job_id: &str, more: (&str, Json)| {
+            let mut job = json!({ "job_id": job_id, "thread_id": "t", "agent_definition": definition,
+                "config": { "durability": durability } });
+            job[more.0] = more.1;
+            stage.queue.push(Vec::new(), job.to_string().into());
+            stage.settle_all().await;
+            let result = stage.queue.results().pop().expect("the job has ended");
+            let mut event: Json = serde_json::from_slice(&result.event).expect("results are JSON");
+            (result.subject, event["data"].take())
+        };
+        let (_, data) = run("starts", ("input", json!({ "go": 1 }))).await;
+        let paused = ids(&data);
+        assert_eq!(paused.len(), 2, "{durability}: {data}");
+        let (subject, data) = run("one", ("command", json!({ "resume": { &paused[0]: "go" } }))).await;
+        assert_eq!(
+            (&*subject, ids(&data)),
+            ("agent.status.interrupted", vec![paused[1].clone()]),
+            "{durability}"
+        );
+        let (subject, _) = run("other", ("command", json!({ "resume": { &paused[1]: "go" } }))).await;
+        assert_eq!(subject, "agent.status.completed", "{durability}");
+    }
+}

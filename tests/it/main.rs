@@ -7,14 +7,20 @@ mod proxy;
 #[path = "../../dev/servers.rs"]
 mod servers;
 
+mod agents;
 mod cases;
 mod chaos;
 mod crash_points;
 mod effects;
+mod embedded;
+mod gathered;
 mod interrupts;
 mod live;
 mod model;
+mod people;
+mod policies;
 mod stage;
 mod stores;
+mod threads;
 mod tidy;
 mod worker;

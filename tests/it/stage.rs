@@ -37,12 +37,29 @@ impl Clock for TestClock {
 /// Time between two looks at a worker's progress; paused time makes it free.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// Longest wait for a worker, of paused time: the longest retries of any test take less, and a test that waits for what
+/// never comes ends with a word about it.
+const PATIENCE: Duration = Duration::from_secs(4 * 3600);
+
+/// Lets paused time go by until `is_done` holds; panics with what was waited for if it never does.
+async fn wait_until(what: &str, is_done: impl Fn() -> bool) {
+    let looking = async {
+        while !is_done() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    let waited = tokio::time::timeout(PATIENCE, looking).await;
+    assert!(waited.is_ok(), "within four hours of paused time, {what}");
+}
+
 /// The neighbours of a worker. They outlive it, as real ones do.
 pub(crate) struct Stage {
     pub(crate) queue: Arc<Queue>,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) sink: Arc<Sink>,
     pub(crate) outside: Arc<Outside>,
+    /// Settings of the workers.
+    pub(crate) config: worker::Config,
     clock: Arc<dyn Clock>,
     deaths: AtomicUsize,
 }
@@ -61,6 +78,7 @@ impl Stage {
             store: Arc::new(store),
             sink: Arc::default(),
             outside: Arc::default(),
+            config: worker::Config::default(),
             clock,
             deaths: AtomicUsize::new(0),
         }
@@ -71,9 +89,7 @@ impl Stage {
         let draining = CancellationToken::new();
         let worker = self.worker(self.store.clone(), draining.clone(), Duration::ZERO);
         let worker = TaskTracker::new().spawn(worker.run());
-        while !started() {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+        wait_until("what the worker is to be stopped in did not start", started).await;
         draining.cancel();
         worker.await.expect("the worker does not panic");
     }
@@ -103,9 +119,8 @@ impl Stage {
         let hurried = Duration::ZERO;
         let draining = CancellationToken::new();
         let worker = TaskTracker::new().spawn(self.worker(doomed.clone(), draining.clone(), hurried).run());
-        while doomed.writes() < n && self.queue.unsettled() > 0 {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+        let is_over = || doomed.writes() >= n || self.queue.unsettled() == 0;
+        wait_until("the worker neither came to its last write nor settled every message", is_over).await;
         draining.cancel();
         worker.await.expect("the worker does not panic");
         self.queue.expire();
@@ -119,16 +134,18 @@ impl Stage {
         let tracker = TaskTracker::new();
         let grace = Duration::from_secs(1);
         let worker = tracker.spawn(self.worker(self.store.clone(), draining.clone(), grace).run());
-        while self.queue.unsettled() > 0 {
+        let is_settled = || {
             self.queue.wake();
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
+            self.queue.unsettled() == 0
+        };
+        wait_until("a message was not settled", is_settled).await;
         draining.cancel();
         worker.await.expect("the worker does not panic");
     }
 
-    fn worker(&self, store: Arc<MemoryStore>, draining: CancellationToken, grace: Duration) -> Arc<Worker> {
-        let ports = Ports {
+    /// What runs of a worker need, with `store` as their durable state.
+    pub(crate) fn ports(&self, store: Arc<MemoryStore>) -> Arc<Ports> {
+        Arc::new(Ports {
             store,
             models: Arc::new(Models::new(model::Config::default()).expect("the defaults are valid")),
             toolbox: Arc::new(Toolbox::in_memory(self.outside.clone())),
@@ -139,13 +156,16 @@ impl Stage {
             retry: retry::Policy { base: Duration::ZERO, ..retry::Policy::default() },
             job_timeout: Duration::from_secs(60),
             tracker: TaskTracker::new(),
-        };
+        })
+    }
+
+    fn worker(&self, store: Arc<MemoryStore>, draining: CancellationToken, grace: Duration) -> Arc<Worker> {
         Worker::new(Parts {
-            config: worker::Config { shutdown_grace: grace, ..worker::Config::default() },
+            config: worker::Config { shutdown_grace: grace, ..self.config.clone() },
             codec: job::Config::default(),
             public_url: "http://executor:8080".into(),
             queue: self.queue.clone(),
-            ports: Arc::new(ports),
+            ports: self.ports(store),
             result_sink: None,
             orders: Orders { drain: draining, hurry: CancellationToken::new() },
         })
@@ -158,6 +178,12 @@ pub(crate) fn without_ids(interrupts: &mut Json) {
         interrupt["id"] = Json::from("…");
         if let Some(key) = interrupt.pointer_mut("/value/idempotency_key") {
             *key = Json::from("…");
+        }
+        // A model's own id of its call stays; one that was made for a `tool` node follows from the task.
+        if let Some(id) = interrupt.pointer_mut("/value/tool_call_id")
+            && id.as_str().is_some_and(|id| id.len() == "call_".len() + 32)
+        {
+            *id = Json::from("…");
         }
     }
 }
@@ -188,7 +214,8 @@ impl Case {
         };
         let definition = read("definition.json");
         let mut jobs = read("jobs.json").as_array().expect("jobs.json is a list of requests").clone();
-        for job in &mut jobs {
+        // A job may bring a definition of its own, for threads that live through a change.
+        for job in jobs.iter_mut().filter(|job| job.get("agent_definition").is_none()) {
             job["agent_definition"] = definition.clone();
         }
         let name = folder.file_name().expect("a folder has a name").to_string_lossy().into_owned();

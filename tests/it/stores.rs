@@ -1,13 +1,18 @@
-//! One suite for every store: what the ports promise, run on memory and on a real PostgreSQL.
+//! One suite for every store: what the ports promise, run on memory, on SQLite and on a real PostgreSQL.
 
 mod admin;
+mod cache;
 mod checkpoints;
+mod deadlines;
 mod effects;
+mod in_one_file;
 mod jobs;
+mod library;
 mod postgres;
 mod upkeep;
 
 use std::{
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,14 +24,16 @@ use agent_executor::{
     ids::{CheckpointId, Clock, Epoch, JobId, Namespace, TaskId, ThreadId, UnixNanos},
     pregel::{Checkpoint, Metadata, PendingWrite, Source},
     store::{
-        Advance, Claim, Commit, Finish, JobState, NextJob, Offer, Put, Store, StoredResult, TaskWrites,
-        Verdict,
+        Advance, Claim, Commit, Finish, JobState, LetterFilter, Letters, NextJob, Offer, Put, Store,
+        StoredResult, TaskWrites, Verdict,
         memory::{self, MemoryStore},
         postgres::{Config, PostgresStore},
+        sqlite::{self, SqliteStore},
     },
     value::{Name, Value},
 };
 use async_trait::async_trait;
+use sqlx::{ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
 
 use crate::servers;
 
@@ -131,7 +138,9 @@ impl Fixture for InPostgres {
              update executor_thread set lease_until = lease_until {past}; \
              update executor_dead_letter set created_at = created_at {past}; \
              update executor_cancel set created_at = created_at {past}; \
-             update executor_duty set taken_at = taken_at {past}"
+             update executor_node_cache set expires_at = expires_at {past}; \
+             update executor_duty set taken_at = taken_at {past}; \
+             update executor_interrupt_deadline set due_at = due_at {past}"
         ))
         .await;
     }
@@ -147,6 +156,67 @@ impl Fixture for InPostgres {
     }
 }
 
+/// A database file of its own.
+pub(crate) struct InSqlite {
+    folder: tempfile::TempDir,
+    clock: Arc<Noon>,
+}
+
+pub(crate) fn in_sqlite() -> InSqlite {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    InSqlite { folder, clock: Arc::default() }
+}
+
+impl InSqlite {
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("threads.db")
+    }
+
+    async fn store(&self, owner: &str) -> SqliteStore {
+        // Longer than any test: leases end only when a test says so.
+        let lease = Duration::from_secs(600);
+        let config = sqlite::Config { lease, ..sqlite::Config::at(sqlite::Place::File(self.file())) };
+        SqliteStore::open(config, self.clock.clone(), owner).await.expect("the file can be opened")
+    }
+
+    async fn sql(&self, statement: &'static str, argument: i64) {
+        let options = SqliteConnectOptions::new().filename(self.file()).busy_timeout(Duration::from_secs(5));
+        let mut connection = options.connect().await.expect("the file is there");
+        let done = sqlx::query(statement).bind(argument).execute(&mut connection).await;
+        done.expect("the statement is sound");
+        connection.close().await.expect("the file can be closed");
+    }
+}
+
+#[async_trait]
+impl Fixture for InSqlite {
+    async fn process(&self, owner: &str) -> Arc<dyn Store> {
+        Arc::new(self.store(owner).await)
+    }
+
+    async fn expire_leases(&self) {
+        let now = i64::try_from(self.clock.now().0).expect("a test is short");
+        let ends = "update executor_thread set lease_until = min(lease_until, ?)";
+        self.sql(ends, now).await;
+    }
+
+    async fn let_pass(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).expect("a test is short");
+        self.clock.0.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    async fn letters(&self) -> Vec<(String, Vec<u8>)> {
+        let store = self.store("reader").await;
+        let all = LetterFilter { dealt_with: true, ..LetterFilter::default() };
+        let mut whole = Vec::new();
+        for letter in store.letters(&all, 1000).await.expect("readable") {
+            whole.extend(store.letter(letter.id).await.expect("readable"));
+        }
+        whole.sort_by(|a, b| (&a.stream, a.stream_seq).cmp(&(&b.stream, b.stream_seq)));
+        whole.into_iter().map(|letter| (letter.letter.reason, letter.payload.to_vec())).collect()
+    }
+}
+
 /// Makes a test of each function for each store.
 macro_rules! suite {
     ($($name:ident),* $(,)?) => {
@@ -155,6 +225,14 @@ macro_rules! suite {
                 #[tokio::test]
                 async fn $name() {
                     super::$name(&crate::stores::in_memory()).await;
+                }
+            )*
+        }
+        mod sqlite {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::$name(&crate::stores::in_sqlite()).await;
                 }
             )*
         }

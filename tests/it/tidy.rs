@@ -21,7 +21,9 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["petgraph", "minijinja", "jsonschema"], &["src/graph/"]),
     (&["cloudevents"], &["src/job/"]),
     (&["clap"], &["src/cli/", "src/main.rs"]),
-    (&["rustix"], &["src/cli/"]),
+    (&["rustix"], &["src/cli/", "src/tool/code/"]),
+    // Only the process that is made for it runs code.
+    (&["rquickjs"], &["src/cli/worker_js"]),
     (
         &[
             "opentelemetry",
@@ -71,6 +73,10 @@ const NOT_CODES: &[&str] = &[
     "AGENT_ADVISORIES",
     "MAX_DELIVERIES",
     "MSG_TERMINATED",
+    // What libraries in a script's process are told.
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "TOKIO_WORKER_THREADS",
     // What the compiler is told about the build.
     "CARGO_PKG_VERSION",
     "GIT_COMMIT",

@@ -17,8 +17,8 @@ const POLITE_THREADS: usize = 3;
 /// Threads whose jobs do not want to wait for each other.
 const IMPATIENT_THREADS: usize = 2;
 /// One job in so many kills whoever runs it.
-const POISON_EVERY: u64 = 150;
-/// The first one: early, since it takes six processes to find out.
+const POISON_EVERY: u64 = 200;
+/// The first one: early, since it takes nine processes to find out.
 const FIRST_POISON: u64 = 12;
 
 /// What a job does.

@@ -102,7 +102,7 @@ fn recoveries(history: &History) -> Vec<f64> {
     let mut gaps = Vec::new();
     for event in &history.events {
         if let Some((attempt, at)) = last.insert(&event.job_id, (event.attempt, event.at_ms))
-            && attempt < event.attempt
+            && attempt + 1 == event.attempt
         {
             gaps.push((event.at_ms - at).max(0.0));
         }

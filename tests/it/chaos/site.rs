@@ -18,6 +18,10 @@ use crate::live::world::program;
 use crate::proxy::Proxy;
 use crate::servers::{Nats, Postgres, Redis};
 
+/// How often a job may lose its process. A fault every 0.8 s kills the owners of an innocent long call more often in a
+/// row than the default of five allows.
+const MAX_CRASHES: u32 = 8;
+
 /// Everything a run needs.
 pub(super) struct Site {
     pub(super) postgres: Postgres,
@@ -72,6 +76,7 @@ impl Site {
             ("HTTP_TOOL_ALLOW_PRIVATE", "true".to_owned()),
             ("NATS_ACK_WAIT_SECONDS", "6".to_owned()),
             ("SHUTDOWN_GRACE_SECONDS", "2".to_owned()),
+            ("MAX_CRASHES", MAX_CRASHES.to_string()),
         ];
         Ok(Member {
             log: self.folder.join(format!("{name}.log")),

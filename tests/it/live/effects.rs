@@ -19,10 +19,10 @@ use super::{
 use crate::servers;
 
 /// A bank that counts what it is asked for, and says nothing while it stalls.
-struct Bank {
-    url: String,
+pub(super) struct Bank {
+    pub(super) url: String,
     requests: Arc<Mutex<Vec<(String, String)>>>,
-    stalls: Arc<AtomicBool>,
+    pub(super) stalls: Arc<AtomicBool>,
     serving: tokio::task::JoinHandle<()>,
 }
 
@@ -33,7 +33,7 @@ impl Drop for Bank {
 }
 
 impl Bank {
-    async fn start() -> Result<Self> {
+    pub(super) async fn start() -> Result<Self> {
         let requests: Arc<Mutex<Vec<(String, String)>>> = Arc::default();
         let stalls = Arc::new(AtomicBool::new(true));
         let (kept, silent) = (requests.clone(), stalls.clone());
@@ -59,7 +59,7 @@ impl Bank {
     }
 
     /// The idempotency keys of the requests with that method.
-    fn keys(&self, method: &str) -> Vec<String> {
+    pub(super) fn keys(&self, method: &str) -> Vec<String> {
         let requests = self.requests.lock().expect("nobody panics with it");
         requests.iter().filter(|(of, _)| of == method).map(|(_, key)| key.clone()).collect()
     }
@@ -145,7 +145,7 @@ async fn a_post_that_times_out_is_asked_about() -> Result<()> {
     let _executor = world.executor_with(&settings).await?;
     let mut definition = definition(&bank);
     for tool in definition["tool_definitions"].as_array_mut().context("tools")? {
-        tool["http"]["timeout_seconds"] = json!(0.3);
+        tool["http"]["timeout_seconds"] = json!(2.0);
     }
     let asked = world.run(&request("pays", &definition, "pay")).await?;
     assert_eq!(asked["data"]["interrupts"].as_array().map(Vec::len), Some(1));

@@ -15,6 +15,7 @@ use crate::servers::Postgres;
 const REQUIREMENTS: &[&str] = &[
     "langgraph-checkpoint-postgres==3.2.0",
     "langgraph-checkpoint==4.3.2",
+    "langgraph-checkpoint-conformance==0.0.2",
     "langgraph==1.2.22",
     "langchain-core==1.7.2",
     "psycopg[binary]==3.3.9",
@@ -40,14 +41,22 @@ pub(crate) async fn set_up(database_url: &str) -> Result<()> {
     run_script(vec!["setup".into(), database_url.into()]).await.map(drop)
 }
 
-async fn run_script(arguments: Vec<String>) -> Result<String> {
-    let work = move || {
-        let mut python = Command::new(python()?);
-        // Warnings of libraries about each other are not what is looked at.
-        python.args(["-W", "ignore", SCRIPT]).args(arguments);
-        output(&mut python)
-    };
+/// What a script prints.
+pub(super) async fn run(script: &'static str, arguments: Vec<String>) -> Result<String> {
+    let work = move || output(start(script)?.args(arguments));
     tokio::task::spawn_blocking(work).await.context("running Python panicked")?
+}
+
+/// A script in the virtual environment, whose arguments are still to come.
+pub(super) fn start(script: &str) -> Result<Command> {
+    let mut python = Command::new(python()?);
+    // Warnings of libraries about each other are not what is looked at; `-B` leaves nothing beside the scripts.
+    python.args(["-W", "ignore", "-B", script]).env_remove("LANGGRAPH_STRICT_MSGPACK");
+    Ok(python)
+}
+
+async fn run_script(arguments: Vec<String>) -> Result<String> {
+    run(SCRIPT, arguments).await
 }
 
 /// The Python of the virtual environment, which is made when it is not there yet. A lock file keeps test processes

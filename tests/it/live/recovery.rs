@@ -141,10 +141,15 @@ async fn a_job_that_kills_its_processes_is_given_up_alone() -> Result<()> {
     let newest =
         "select max(attempt) from executor_job where job_id = 'killer' and state in ('running', 'dead')";
     let dead = "select count(*) from executor_job where job_id = 'killer' and state = 'dead'";
+    // Whoever is killed before it has stored its input has made no progress, whatever it would have done.
+    let idle = "select count(*) from executor_job j where state = 'running' \
+        and not exists (select from checkpoints c where c.thread_id = j.thread_id)";
     let (mut before, mut deaths) = (0, 0);
     loop {
         let again = || async { number(&world, newest).await.is_ok_and(|attempt| attempt > before) };
         servers::until("the killer runs again", WITHIN, again).await?;
+        let stored = || async { number(&world, idle).await.is_ok_and(|idle| idle == 0) };
+        servers::until("every job that runs has stored its input", WITHIN, stored).await?;
         before = number(&world, newest).await?;
         if number(&world, dead).await? == 1 {
             break;

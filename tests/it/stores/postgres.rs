@@ -76,7 +76,10 @@ async fn many_processes_can_migrate_at_once() {
     for result in futures::future::join_all(all).await {
         result.expect("migrated, by itself or by another");
     }
-    assert_eq!(db.sql("select count(*), bool_and(success) from executor_migrations").await, "5|t");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/store/migrations");
+    let steps = std::fs::read_dir(folder).expect("the migrations are there").count();
+    let applied = db.sql("select count(*), bool_and(success) from executor_migrations").await;
+    assert_eq!(applied, format!("{steps}|t"));
     claimed(&db.store("a").await, "j1", "t", 1).await;
 }
 

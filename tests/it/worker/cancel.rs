@@ -1,12 +1,15 @@
 //! Requests to cancel, whatever state their job is in.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use agent_executor::{
-    ids::JobId,
+    ids::{Epoch, JobId},
+    job::Job,
     queue::Queue,
-    store::{Cancel, CancelKind, Target, Upkeep, memory::CrashPoint},
+    run::{self, Attempt, Outcome, Reason, Stop},
+    store::{Cancel, CancelKind, Claim, Target, Upkeep, memory::CrashPoint},
 };
+use bytes::Bytes;
 use serde_json::{Value as Json, json};
 use tokio::time::Instant;
 
@@ -194,4 +197,31 @@ async fn a_notice_of_another_process_reaches_the_owner_before_its_next_renewal()
     };
     tokio::join!(cancelling, stage.settle_all());
     assert_cancelled(&results(&stage)[0], "j");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_cancelled_before_it_has_begun_tells_its_start_all_the_same() {
+    let stage = Stage::new();
+    let claim = Claim {
+        thread_id: thread("t"),
+        epoch: Epoch(7),
+        job_id: JobId::parse("j").expect("valid"),
+        attempt: 2,
+        head: None,
+        request: Bytes::new(),
+        time_left: Duration::from_secs(60),
+        cancel: None,
+        suspect: false,
+    };
+    let job = Arc::new(Job::nameless(claim.job_id.clone(), claim.thread_id.clone()));
+    let stop = Stop::default();
+    let cancel = Cancel { kind: CancelKind::Cancel, by: "ann".into(), reason: None };
+    stop.because(Reason::Cancel(cancel));
+    let attempt = Attempt::new(stage.ports(stage.store.clone()), claim, job, stop);
+    let (report, _) = run::run(attempt).await;
+    assert!(matches!(report.expect("nobody fenced it").outcome, Outcome::Cancelled(_)));
+    let events = stage.sink.events(&thread("t"));
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0]["event_type"], "on_attempt_start");
+    assert_eq!(events[0]["data"]["supersedes"]["epochs_below"], 7);
 }
