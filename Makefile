@@ -15,10 +15,10 @@ MINUTES ?= 5
 export CHAOS_SECONDS ?=
 export CHAOS_SEED ?= $(SEED)
 
-.PHONY: help setup demo test check lint fmt bench chaos
+.PHONY: help setup demo test check check-deploy image lint fmt bench chaos
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## get what is missing (apt): nats-server, redis-server, PostgreSQL, python3-venv, jq
 	@scripts/setup.sh
@@ -30,11 +30,19 @@ demo: setup ## run one deep-agent job on real throw-away servers (MODEL=openai:g
 test: setup ## run every test, the live ones with real servers included
 	cargo test $(LOCKED) --no-fail-fast
 
-check: setup lint ## everything CI asks for: lint, docs, graph definitions, tests
+check: setup lint ## everything CI asks for: lint, docs, graph definitions, tests, check-deploy
 	RUSTDOCFLAGS="-D warnings" cargo doc $(LOCKED) --no-deps --document-private-items --quiet
 	cargo run $(LOCKED) --quiet --bin agent-executor -- validate graph-definitions/*.json
 	@scripts/deny.sh
 	cargo test $(LOCKED) --no-fail-fast
+	@scripts/check-deploy.sh
+
+check-deploy: setup ## chart, KEDA, Crossplane, image, alerts, dashboards, documents: each check, and that it finds mistakes
+	@scripts/check-deploy.sh
+
+image: ## the image of the optimized program, checked as check-deploy does (at most 40 MB)
+	cargo build $(LOCKED) --release --bin agent-executor
+	@AGENT_EXECUTOR=$(abspath $(or $(CARGO_TARGET_DIR),target))/release/agent-executor scripts/check-deploy.sh -p 'test_image.py'
 
 lint: ## formatting and clippy, warnings are errors
 	cargo fmt --all -- --check

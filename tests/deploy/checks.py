@@ -1,0 +1,411 @@
+"""The checks of `make check-deploy`: each takes what it looks at and returns a list of problems, empty when all is well.
+
+The tests beside this file run each check on the real files and on a planted mistake.
+"""
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tempfile
+
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts/agent-executor"
+TOOLS = pathlib.Path(os.environ.get("DEPLOY_TOOLS", ROOT / "target/deploy-tools"))
+KUBERNETES = "1.32"
+NAMESPACE = "intelligence-deepagents"
+
+
+def run(*command, text=None, folder=None, timeout=300):
+    """Exit code and everything the command said."""
+    done = subprocess.run([str(part) for part in command], input=text, cwd=folder, capture_output=True, text=True,
+                          timeout=timeout)
+    return done.returncode, done.stdout + done.stderr
+
+
+def complaint(code_and_output):
+    code, output = code_and_output
+    return [] if code == 0 else [output.strip() or f"exit code {code}"]
+
+
+# ---------------------------------------------------------------- chart
+
+def values_files():
+    """Every combination that the chart's documents speak of, by name."""
+    files = {path.stem: [path] for path in sorted(CHART.glob("values-*.yaml"))}
+    prod = CHART / "values-prod.yaml"
+    for size in ("micro", "small", "large"):
+        files[f"prod-{size}"] = [prod, CHART / f"values-{size}.yaml"]
+    files["prod-scale-to-zero"] = [prod, CHART / "values-scale-to-zero.yaml"]
+    files["prod-green"] = [prod, CHART / "values-green.yaml"]
+    files["defaults"] = []
+    return files
+
+
+def _flags(values, settings):
+    flags = [part for path in values for part in ("--values", path)]
+    return flags + [part for setting in settings for part in ("--set", setting)]
+
+
+def lint(values=(), settings=(), chart=CHART):
+    return complaint(run("helm", "lint", "--strict", chart, *_flags(values, settings)))
+
+
+def render(values=(), settings=(), chart=CHART):
+    """The manifests; raises with helm's words when it refuses."""
+    command = ["helm", "template", "agent-executor", chart, "--namespace", NAMESPACE, "--kube-version", KUBERNETES,
+               *map(str, _flags(values, settings))]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        raise ValueError(done.stderr.strip())
+    return [document for document in yaml.safe_load_all(done.stdout) if document]
+
+
+# KEDA documents this parameter of its Prometheus trigger; the list it generates of its parameters leaves out those of
+# embedded structures.
+KEDA_OMITS = re.compile(r"metadata\.authModes: not a prometheus parameter")
+
+
+def schema_problems(documents_by_name, crossplane="2"):
+    """What Kubernetes' and the operators' schemas say of documents, by the name of their file."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, documents in documents_by_name.items():
+            (pathlib.Path(folder) / f"{name}.yaml").write_text(yaml.safe_dump_all(documents))
+        code, output = run("python", TOOLS / "k8s/validate_k8s.py", "-k", KUBERNETES, "--crossplane", crossplane, folder)
+    problems = [line for line in output.splitlines() if line.startswith(("ERROR", "WARN")) and not KEDA_OMITS.search(line)]
+    if not problems and code and KEDA_OMITS.search(output):
+        code = 0
+    if code and not problems:
+        return [output]
+    count = re.search(r"^(\d+) documents", output, re.M)
+    expected = sum(len(documents) for documents in documents_by_name.values())
+    if not count or int(count[1]) != expected:
+        return problems + [f"of {expected} documents {count and count[1]} were looked at"]
+    return problems
+
+
+def of_kind(documents, kind):
+    return [document for document in documents if document["kind"] == kind]
+
+
+def pod_specs(documents):
+    """Where, and every pod specification."""
+    for document in documents:
+        where = f"{document['kind']}/{document['metadata']['name']}"
+        if document["kind"] == "Pod":
+            yield where, document["spec"]
+        elif document["kind"] in ("Deployment", "Job", "StatefulSet", "DaemonSet"):
+            yield where, document["spec"]["template"]["spec"]
+
+
+# Volumes that the restricted pod security standard allows.
+VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+
+
+def restricted(documents):
+    """What the restricted pod security standard forbids, and what we ask for beyond it."""
+    problems = []
+    for where, spec in pod_specs(documents):
+        pod = spec.get("securityContext", {})
+        bad = {
+            "shares the host's namespaces": any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")),
+            "mounts the account's token": spec.get("automountServiceAccountToken") is not False,
+            "has a forbidden volume": any(not VOLUMES & volume.keys() for volume in spec.get("volumes", [])),
+            "sets sysctls": bool(pod.get("sysctls")),
+            "runs as uid 0": pod.get("runAsUser") == 0,
+        }
+        containers = spec.get("containers", []) + spec.get("initContainers", [])
+        for container in containers:
+            own = container.get("securityContext", {})
+            seccomp = own.get("seccompProfile", pod.get("seccompProfile", {})).get("type")
+            capabilities = own.get("capabilities", {})
+            resources = container.get("resources", {})
+            bad |= {
+                "may run as root": own.get("runAsNonRoot", pod.get("runAsNonRoot")) is not True,
+                "may gain privileges": own.get("allowPrivilegeEscalation") is not False or own.get("privileged"),
+                "keeps capabilities": capabilities.get("drop") != ["ALL"]
+                or not set(capabilities.get("add", [])) <= {"NET_BIND_SERVICE"},
+                "has no seccomp profile": seccomp not in ("RuntimeDefault", "Localhost"),
+                "can write its root file system": own.get("readOnlyRootFilesystem") is not True,
+                "has host ports": any(port.get("hostPort") for port in container.get("ports", [])),
+                "has no requests or memory limit": not {"cpu", "memory"} <= resources.get("requests", {}).keys()
+                or "memory" not in resources.get("limits", {}),
+            }
+        problems += [f"{where} {what}" for what, is_so in bad.items() if is_so]
+    return problems
+
+
+def known_settings():
+    """Names of the README's table of settings, with those of families as prefixes."""
+    table = (ROOT / "README.md").read_text().split("<!-- settings -->")[1].split("<!-- /settings -->")[0]
+    names = re.findall(r"`([A-Z][A-Z0-9_]*(?:<NAME>)?[A-Z0-9_]*)`", table)
+    patterns = [re.escape(name).replace("<NAME>", "[A-Z0-9_]+") for name in names]
+    return re.compile("|".join(patterns))
+
+
+def settings_problems(documents):
+    """Settings the program does not know, and numbers that do not fit each other."""
+    known, problems = known_settings(), []
+    maps = {document["metadata"]["name"]: document["data"] for document in of_kind(documents, "ConfigMap")}
+    for deployment in of_kind(documents, "Deployment"):
+        spec = deployment["spec"]["template"]["spec"]
+        container = spec["containers"][0]
+        names = [source["configMapRef"]["name"] for source in container["envFrom"] if "configMapRef" in source]
+        missing = [name for name in names if name not in maps]
+        if missing:
+            problems.append(f"there is no ConfigMap {missing}")
+            continue
+        settings = {name: value for source in names for name, value in maps[source].items()}
+        problems += [f"{name} is no setting" for name in settings if not known.fullmatch(name)]
+        problems += [f"{name} is a secret" for name in settings if re.search(r"(_API_KEY|PASSWORD)$", name)]
+        grace = float(settings["SHUTDOWN_GRACE_SECONDS"])
+        if spec["terminationGracePeriodSeconds"] <= grace:
+            problems.append("Kubernetes kills the pod within its own grace (terminationGracePeriodSeconds)")
+        hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
+        if hook and ("--timeout" not in hook or int(hook[hook.index("--timeout") + 1]) < grace):
+            problems.append("preStop gives up before the grace is over; the second SIGTERM would end it")
+        problems += [f"probe {kind} has no {field}" for kind in ("startupProbe", "livenessProbe", "readinessProbe")
+                     for field in ("httpGet", "timeoutSeconds", "failureThreshold")
+                     if field not in container.get(kind, {})]
+    return problems
+
+
+def refused_settings(documents):
+    """What the program itself says of the settings it would get, Secrets filled with something."""
+    problems = []
+    for deployment in of_kind(documents, "Deployment"):
+        container = deployment["spec"]["template"]["spec"]["containers"][0]
+        maps = {document["metadata"]["name"]: document["data"] for document in of_kind(documents, "ConfigMap")}
+        environment = {name: value for source in container["envFrom"] if "configMapRef" in source
+                       for name, value in maps[source["configMapRef"]["name"]].items()}
+        secret = {"POSTGRES_HOST": "postgres", "POSTGRES_PASSWORD": "secret", "OPENAI_API_KEY": "secret"}
+        done = subprocess.run([os.environ["AGENT_EXECUTOR"], "config"], env={**secret, **environment, "POD_NAME": "pod"},
+                              capture_output=True, text=True, timeout=60)
+        if done.returncode or "warning" in done.stderr.lower():
+            problems.append(done.stderr.strip())
+    return problems
+
+
+def _selected(selector, labels):
+    return all(labels.get(name) == value for name, value in selector.items())
+
+
+def reference_problems(documents):
+    """Names and labels that lead nowhere."""
+    problems = []
+    deployments = {document["metadata"]["name"]: document for document in of_kind(documents, "Deployment")}
+    labels = [document["spec"]["template"]["metadata"]["labels"] for document in deployments.values()]
+    services = [document["metadata"]["labels"] for document in of_kind(documents, "Service")]
+    looks = [
+        ("Service", lambda spec: spec["selector"], labels),
+        ("PodDisruptionBudget", lambda spec: spec["selector"]["matchLabels"], labels),
+        ("ServiceMonitor", lambda spec: spec["selector"]["matchLabels"], services),
+        ("PodMonitor", lambda spec: spec["selector"]["matchLabels"], labels),
+    ]
+    for kind, selector, among in looks:
+        for document in of_kind(documents, kind):
+            if not any(_selected(selector(document["spec"]), candidate) for candidate in among):
+                problems.append(f"{kind}/{document['metadata']['name']} selects nothing")
+    for document in deployments.values():
+        spec = document["spec"]["template"]["spec"]
+        accounts = [account["metadata"]["name"] for account in of_kind(documents, "ServiceAccount")]
+        if spec["serviceAccountName"] not in accounts + ["default"]:
+            problems.append(f"there is no ServiceAccount {spec['serviceAccountName']}")
+        if of_kind(documents, "ScaledObject") and "replicas" in document["spec"]:
+            problems.append("the Deployment and the ScaledObject both set the number of pods")
+    for scaled in of_kind(documents, "ScaledObject"):
+        target = scaled["spec"]["scaleTargetRef"]["name"]
+        if target not in deployments:
+            problems.append(f"the ScaledObject scales {target}, which is no Deployment")
+        problems += scaling_problems(scaled, documents)
+    return problems
+
+
+def scaling_problems(scaled, documents):
+    """Whether the scaler looks at the stream and the consumer that the pods use."""
+    settings = {name: value for document in of_kind(documents, "ConfigMap") for name, value in document["data"].items()}
+    asked = [trigger["metadata"] for trigger in scaled["spec"]["triggers"] if trigger["type"] == "nats-jetstream"]
+    pairs = (("stream", "NATS_EXECUTION_STREAM"), ("consumer", "NATS_CONSUMER"))
+    problems = [] if asked else ["no trigger asks NATS"]
+    return problems + [f"KEDA looks at {field} {metadata[field]}, the pods use {settings.get(name)}"
+                       for metadata in asked for field, name in pairs if metadata[field] != settings.get(name)]
+
+
+def network_problems(documents):
+    """Whether everything is denied first, and each neighbour's port is open."""
+    policies = of_kind(documents, "NetworkPolicy")
+    if not policies:
+        return ["there is no NetworkPolicy"]
+    denies = [policy for policy in policies if set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+              and not policy["spec"].get("ingress") and not policy["spec"].get("egress")]
+    problems = [] if denies else ["nothing denies what is not allowed"]
+    ports = {port["port"] for policy in policies for rule in policy["spec"].get("egress", []) for port in rule["ports"]}
+    problems += [f"no way out to port {port} ({who})" for port, who in
+                 ((53, "DNS"), (4222, "NATS"), (5432, "Postgres"), (6379, "Dragonfly"), (443, "models")) if port not in ports]
+    for policy in policies:
+        for rule in policy["spec"].get("egress", []):
+            for peer in rule.get("to", [{}]):
+                block = peer.get("ipBlock")
+                if not peer or (block and block["cidr"] == "0.0.0.0/0" and "169.254.0.0/16" not in block.get("except", [])):
+                    problems.append(f"{policy['metadata']['name']} lets pods reach the cloud's metadata service")
+    return problems
+
+
+# ---------------------------------------------------------------- observability
+
+def exported_metrics():
+    """What `/metrics` may show: the constants of src/telemetry/metric.rs; a live test holds them against a run."""
+    return set(re.findall(r'= "(agent_executor_\w+)"', (ROOT / "src/telemetry/metric.rs").read_text()))
+
+
+def metric_problems(expressions, known=None):
+    """Metrics in expressions that nothing exports."""
+    known = exported_metrics() if known is None else known
+    problems = []
+    for where, expression in expressions:
+        bare = re.sub(r'\$\w+', '0', re.sub(r'"[^"]*"', '""', expression))
+        for name in set(re.findall(r"\b[a-z][a-z0-9]*_[a-z0-9_]+\b(?=\s*[\[{)]|\s+[-+*/><=]|\s*$)", bare)):
+            base = re.sub(r"_(bucket|sum|count)$", "", name)
+            if name not in known and base not in known and not re.search(rf"(by|without|on|ignoring|group_left)\s*\([^)]*\b{name}\b", bare):
+                problems.append(f"{where}: nothing exports {name}")
+    return problems
+
+
+def parse_problems(expressions):
+    """Expressions that Prometheus cannot read; Grafana's variables get a value first."""
+    rules = []
+    for number, (where, expression) in enumerate(expressions):
+        expression = expression.replace("$__rate_interval", "5m").replace("$input_price", "1").replace("$output_price", "1")
+        expression = re.sub(r'"\$\w+"', '".*"', expression)
+        rules.append({"record": f"panel_{number}", "expr": expression, "labels": {"where": where}})
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "rules.yaml"
+        path.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+        return complaint(run("promtool", "check", "rules", path))
+
+
+def dashboard_expressions(folder=CHART / "dashboards"):
+    for path in sorted(folder.glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel.get("targets", []):
+                yield f"{path.stem}/{panel['title']}", target["expr"]
+
+
+def alerts(path=CHART / "alerts/alerts.yaml"):
+    return [rule for group in yaml.safe_load(path.read_text())["groups"] for rule in group["rules"]]
+
+
+def alert_expressions(rules):
+    return [(rule["alert"], rule["expr"]) for rule in rules]
+
+
+def alert_test_problems(rules_path=CHART / "alerts/alerts.yaml", tests_path=ROOT / "observability/alerts_test.yaml"):
+    """What promtool says of the rules and their tests, and alerts that are not shown to fire and not to fire."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(rules_path, pathlib.Path(folder) / "alerts.yaml")
+        shutil.copy(tests_path, pathlib.Path(folder) / "alerts_test.yaml")
+        problems = complaint(run("promtool", "check", "rules", "--lint=all", "--lint-fatal", "alerts.yaml", folder=folder))
+        problems += complaint(run("promtool", "test", "rules", "alerts_test.yaml", folder=folder))
+    shown = {(case["alertname"], bool(case["exp_alerts"]))
+             for test in yaml.safe_load(tests_path.read_text())["tests"] for case in test["alert_rule_test"]}
+    for rule in alerts(rules_path):
+        problems += [f"{rule['alert']} is never shown {'to fire' if fires else 'not to fire'}"
+                     for fires in (True, False) if (rule["alert"], fires) not in shown]
+    return problems
+
+
+def runbook_problems(rules, playbooks):
+    """Alerts without a page."""
+    anchors = {anchor(heading) for heading in re.findall(r"^#+ (.+)$", playbooks, re.M)}
+    return [f"{rule['alert']}: the playbooks have no heading for {rule['annotations']['runbook_url']}"
+            for rule in rules if rule["annotations"]["runbook_url"].partition("#")[2] not in anchors]
+
+
+# ---------------------------------------------------------------- documents
+
+def anchor(heading):
+    """The anchor that GitHub makes of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.replace("`", "")).strip().lower().replace(" ", "-")
+
+
+def _without_code(text):
+    return re.sub(r"```.*?```|`[^`\n]*`|^    .*$", "", text, flags=re.S | re.M)
+
+
+def link_problems(paths, root=ROOT):
+    """Links between our documents that lead nowhere."""
+    problems = []
+    for path in paths:
+        for target in re.findall(r"\]\(([^)\s]+)\)", _without_code(path.read_text())):
+            if re.match(r"[a-z]+:", target):
+                continue
+            name, _, fragment = target.partition("#")
+            other = (path.parent / name).resolve() if name else path
+            if not other.exists():
+                problems.append(f"{path.relative_to(root)}: {target} is not there")
+            elif fragment and other.suffix == ".md":
+                headings = re.findall(r"^#+ (.+)$", other.read_text(), re.M)
+                if fragment not in {anchor(heading) for heading in headings}:
+                    problems.append(f"{path.relative_to(root)}: {target} names no heading")
+    return problems
+
+
+# Commands that have commands.
+NESTED = ("agents", "dlq", "threads")
+
+
+def command_problems(paths, binary, root=ROOT):
+    """Commands of our program that documents name and it does not have, or whose flags it does not have."""
+    helps, problems = {}, []
+    for path in paths:
+        for line in path.read_text().splitlines():
+            for command, rest in re.findall(r"(?:^|[ /`])agent-executor ([a-z][a-z-]*)((?: [^`#|&;]*)?)", line):
+                inside = line.startswith("    ") or re.search(rf"`[^`]*agent-executor {command}\b[^`]*`", line)
+                if not inside or command in ("charts", "is"):
+                    continue
+                words = [word for word in rest.split() if re.fullmatch(r"[a-z]+", word)]
+                page = (command, *words[:1]) if command in NESTED else (command,)
+                if page not in helps:
+                    code, text = run(binary, *page, "--help")
+                    helps[page] = text if code == 0 else None
+                if helps[page] is None:
+                    problems.append(f"{path.relative_to(root)}: there is no command {' '.join(page)!r}: {line.strip()}")
+                    continue
+                problems += [f"{path.relative_to(root)}: {command} has no {flag}: {line.strip()}"
+                             for flag in re.findall(r"(?<= )--[a-z][a-z-]*", rest) if flag not in helps[page]]
+    return problems
+
+
+# ---------------------------------------------------------------- image and compose
+
+def dockerfile_problems(path=ROOT / "Dockerfile"):
+    return complaint(run("hadolint", "--failure-threshold", "style", path))
+
+
+def compose_problems(text, root=ROOT):
+    """Pictures without a version, files that are not there, neighbours that are not."""
+    compose, problems = yaml.safe_load(text), []
+    known = known_settings()
+    services = compose["services"]
+    for name, service in services.items():
+        image = service.get("image", "")
+        if not service.get("build") and (":" not in image or image.endswith(":latest")):
+            problems.append(f"{name}: {image!r} has no version")
+        depends = service.get("depends_on", {})
+        problems += [f"{name}: waits for {other}, which is not there" for other in depends if other not in services]
+        problems += [f"{name}: {other} has no healthcheck to wait for" for other, how in
+                     (depends.items() if isinstance(depends, dict) else [])
+                     if how.get("condition") == "service_healthy" and other in services
+                     and "healthcheck" not in services[other] and not services[other].get("build")]
+        for volume in service.get("volumes", []):
+            source = str(volume).split(":")[0]
+            if source.startswith(".") and not (root / source).exists():
+                problems.append(f"{name}: there is no {source}")
+            if not source.startswith((".", "/")) and source not in compose.get("volumes", {}):
+                problems.append(f"{name}: volume {source} is not declared")
+        if service.get("build"):
+            problems += [f"{name}: {key} is no setting" for key in service.get("environment", {}) if not known.fullmatch(key)]
+    return problems
