@@ -85,7 +85,8 @@ BEGIN
 END $$;
 
 -- Records the jobs that are new, and claims each thread that is free. A claimed job may be an older one.
--- One answer per offer, by its number from 1. An empty request is the one that was offered.
+-- One answer per offer, by its number from 1. An empty request is the one that was offered. What nearly all offers are,
+-- a new job on a free thread with nothing open, is recorded as running at once; the others go the long way.
 CREATE FUNCTION executor_accept(
     p_jobs text[], p_threads text[], p_seqs bigint[], p_policies text[], p_requests bytea[], p_timeouts bigint[],
     p_nonces text[], p_running bigint[], p_lanes boolean[], p_owner text, p_ttl_ms bigint, p_max_crashes int)
@@ -98,19 +99,76 @@ DECLARE
     t executor_thread;
     j executor_job;
     c record;
+    touched bigint;
+    granted bigint[] := '{}';                             -- numbers of the offers that went the short way
     inserted text[];                                      -- jobs that nobody had heard of
 BEGIN
     INSERT INTO executor_thread (thread_id) SELECT DISTINCT x FROM unnest(p_threads) AS x ORDER BY 1
         ON CONFLICT DO NOTHING;
-    PERFORM 1 FROM executor_thread x WHERE x.thread_id = ANY (p_threads) ORDER BY x.thread_id FOR UPDATE;
+    GET DIAGNOSTICS touched = ROW_COUNT;
+    IF touched < cardinality(p_threads) THEN              -- a row of our own is locked already
+        PERFORM 1 FROM executor_thread x WHERE x.thread_id = ANY (p_threads) ORDER BY x.thread_id FOR UPDATE;
+        GET DIAGNOSTICS touched = ROW_COUNT;
+    END IF;
+    -- No thread twice.
+    IF touched = cardinality(p_threads) AND p_max_crashes > 0 THEN
+        FOR o IN
+            WITH i AS MATERIALIZED (
+                SELECT u.*, h.checkpoint_id AS latest
+                FROM unnest(p_jobs, p_threads, p_seqs, p_policies, p_requests, p_timeouts, p_nonces) WITH ORDINALITY
+                        AS u (job_id, thread_id, seq, policy, request, timeout_ms, nonce, nr)
+                    CROSS JOIN LATERAL (SELECT x.owner FROM executor_thread x WHERE x.thread_id = u.thread_id LIMIT 1) x
+                    LEFT JOIN LATERAL (
+                        SELECT k.checkpoint_id FROM checkpoints k
+                        WHERE k.thread_id = u.thread_id AND k.checkpoint_ns = ''
+                        ORDER BY k.checkpoint_id DESC LIMIT 1) h ON true
+                    LEFT JOIN LATERAL (
+                        SELECT true AS found FROM executor_job y
+                        WHERE y.thread_id = u.thread_id AND y.state IN ('queued', 'running') LIMIT 1) y ON true
+                    LEFT JOIN LATERAL (
+                        SELECT true AS found FROM executor_cancel w WHERE w.job_id = u.job_id LIMIT 1) w ON true
+                WHERE u.policy = 'enqueue' AND x.owner IS NULL AND y.found IS NULL AND w.found IS NULL
+                ORDER BY u.job_id
+            ), new AS (
+                INSERT INTO executor_job (job_id, thread_id, stream_seq, state, policy, request, deadline_at, attempt,
+                                          decided, head_at_claim, base_head)
+                SELECT i.job_id, i.thread_id, i.seq, 'running', i.policy, i.request,
+                    clock_timestamp() + i.timeout_ms * interval '1 millisecond', 1, true, i.latest, i.latest
+                FROM i
+                ON CONFLICT DO NOTHING                    -- known: the long way
+                RETURNING job_id, thread_id
+            )
+            UPDATE executor_thread x SET epoch = nextval('executor_epoch_seq'), owner = p_owner, nonce = i.nonce,
+                    job_id = i.job_id, lease_until = clock_timestamp() + p_ttl_ms * interval '1 millisecond',
+                    head = i.latest
+                FROM new JOIN i USING (job_id, thread_id) WHERE x.thread_id = i.thread_id
+                RETURNING i.nr, x.job_id, x.epoch, x.head, i.timeout_ms
+        LOOP
+            nr := o.nr;
+            verdict := 'run';
+            job_id := o.job_id;
+            epoch := o.epoch;
+            attempt := 1;
+            head := o.head;
+            request := '';                                -- whoever offered it has it in hand
+            time_ms := greatest(0, o.timeout_ms);
+            suspect := false;
+            granted := granted || o.nr;
+            RETURN NEXT;
+        END LOOP;
+        IF cardinality(granted) = cardinality(p_jobs) THEN
+            RETURN;
+        END IF;
+    END IF;
     WITH new AS (
         INSERT INTO executor_job AS x (job_id, thread_id, stream_seq, state, policy, request, deadline_at, cancel)
         -- A job may come twice in a batch, by two messages.
         SELECT DISTINCT ON (i.job_id) i.job_id, i.thread_id, i.seq, 'queued', i.policy, i.request,
             clock_timestamp() + i.timeout_ms * interval '1 millisecond',
             (SELECT w.cancel FROM executor_cancel w WHERE w.job_id = i.job_id)
-        FROM unnest(p_jobs, p_threads, p_seqs, p_policies, p_requests, p_timeouts)
-            AS i (job_id, thread_id, seq, policy, request, timeout_ms)
+        FROM unnest(p_jobs, p_threads, p_seqs, p_policies, p_requests, p_timeouts) WITH ORDINALITY
+            AS i (job_id, thread_id, seq, policy, request, timeout_ms, nr)
+        WHERE i.nr <> ALL (granted)
         ORDER BY i.job_id, i.seq
         -- One that was recorded before it was published gets its place now.
         ON CONFLICT (job_id) DO UPDATE SET stream_seq = EXCLUDED.stream_seq WHERE x.stream_seq IS NULL
@@ -120,6 +178,7 @@ BEGIN
     FOR o IN
         SELECT i.* FROM unnest(p_jobs, p_threads, p_seqs, p_nonces, p_running, p_lanes) WITH ORDINALITY
             AS i (job_id, thread_id, seq, nonce, running, lane, nr)
+        WHERE i.nr <> ALL (granted)
     LOOP
         SELECT * INTO j FROM executor_job x WHERE x.job_id = o.job_id;
         IF j.finished_at IS NOT NULL THEN
@@ -246,97 +305,129 @@ LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
     held text[];
+    all_held boolean;
+    handed_over boolean := false;
     r record;
 BEGIN
-    -- Rows in key order, or two batches could deadlock. A head that already is where it should go marks the
-    -- repetition of a commit that had landed.
-    WITH i AS MATERIALIZED (
-        SELECT * FROM unnest(p_threads, p_epochs, p_from, p_to, p_jobs) AS i (thread_id, epoch, parent, id, job_id)
-    ), locked AS MATERIALIZED (
-        SELECT t.thread_id FROM executor_thread t JOIN i USING (thread_id)
-        WHERE t.epoch = i.epoch AND t.owner = p_owner AND (i.job_id IS NULL OR t.job_id = i.job_id)
-          AND (i.id IS NULL OR t.head = i.id
-               OR (t.head IS NOT DISTINCT FROM i.parent
-                   AND (i.parent IS NULL OR i.id COLLATE "C" > i.parent COLLATE "C")))
-        ORDER BY t.thread_id FOR NO KEY UPDATE OF t
-    ), f AS (
-        UPDATE executor_thread t SET head = coalesce(i.id, t.head),
-            lease_until = clock_timestamp() + p_ttl_ms * interval '1 millisecond'
-        FROM i JOIN locked USING (thread_id) WHERE t.thread_id = i.thread_id RETURNING t.thread_id
-    ), b AS (
+    -- The fence, twice: for one thread at a fraction of the cost, and for many. A head that already is where it should
+    -- go marks the repetition of a commit that had landed.
+    IF cardinality(p_threads) = 1 THEN
+        UPDATE executor_thread t SET head = coalesce(p_to[1], t.head),
+                lease_until = clock_timestamp() + p_ttl_ms * interval '1 millisecond'
+            WHERE t.thread_id = p_threads[1] AND t.epoch = p_epochs[1] AND t.owner = p_owner
+              AND (p_jobs[1] IS NULL OR t.job_id = p_jobs[1])
+              AND (p_to[1] IS NULL OR t.head = p_to[1]
+                   OR (t.head IS NOT DISTINCT FROM p_from[1]
+                       AND (p_from[1] IS NULL OR p_to[1] COLLATE "C" > p_from[1] COLLATE "C")));
+        held := CASE WHEN FOUND THEN p_threads ELSE '{}' END;
+    ELSE
+        -- Rows in key order, or two batches could deadlock.
+        WITH i AS MATERIALIZED (
+            SELECT * FROM unnest(p_threads, p_epochs, p_from, p_to, p_jobs) AS i (thread_id, epoch, parent, id, job_id)
+        ), locked AS MATERIALIZED (
+            SELECT t.thread_id, i.id FROM executor_thread t JOIN i USING (thread_id)
+            WHERE t.epoch = i.epoch AND t.owner = p_owner AND (i.job_id IS NULL OR t.job_id = i.job_id)
+              AND (i.id IS NULL OR t.head = i.id
+                   OR (t.head IS NOT DISTINCT FROM i.parent
+                       AND (i.parent IS NULL OR i.id COLLATE "C" > i.parent COLLATE "C")))
+            ORDER BY t.thread_id FOR NO KEY UPDATE OF t
+        ), f AS (
+            UPDATE executor_thread t SET head = coalesce(l.id, t.head),
+                lease_until = clock_timestamp() + p_ttl_ms * interval '1 millisecond'
+            FROM locked l WHERE t.thread_id = l.thread_id RETURNING t.thread_id
+        )
+        SELECT coalesce(array_agg(f.thread_id), '{}') INTO held FROM f;
+    END IF;
+    all_held := cardinality(held) = cardinality(p_threads);
+
+    -- One statement per table that has rows: each costs more than a few rows do.
+    IF cardinality(b_threads) > 0 THEN
         INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
         SELECT u.* FROM unnest(b_threads, b_ns, b_channels, b_versions, b_types, b_blobs)
             AS u (thread_id, ns, channel, version, type, blob)
-        WHERE u.thread_id IN (SELECT thread_id FROM f)
-        ON CONFLICT DO NOTHING
-    ), u AS MATERIALIZED (
-        SELECT * FROM unnest(w_threads, w_ns, w_checkpoints, w_tasks, w_idx, w_channels, w_types, w_blobs, w_paths)
-            WITH ORDINALITY AS u (thread_id, ns, checkpoint_id, task_id, idx, channel, type, blob, task_path, nr)
-        WHERE u.thread_id IN (SELECT thread_id FROM f)
-    ), w AS (
+        WHERE all_held OR u.thread_id = ANY (held)
+        ON CONFLICT DO NOTHING;
+    END IF;
+    IF cardinality(w_threads) > 0 THEN
         -- Ordinary writes are immutable.
         INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path)
-        SELECT thread_id, ns, checkpoint_id, task_id, idx, channel, type, blob, task_path FROM u WHERE idx >= 0
-        ON CONFLICT DO NOTHING
-    ), s AS (
+        SELECT u.* FROM unnest(w_threads, w_ns, w_checkpoints, w_tasks, w_idx, w_channels, w_types, w_blobs, w_paths)
+            AS u (thread_id, ns, checkpoint_id, task_id, idx, channel, type, blob, task_path)
+        WHERE u.idx >= 0 AND (all_held OR u.thread_id = ANY (held))
+        ON CONFLICT DO NOTHING;
+    END IF;
+    IF 0 > ANY (w_idx) THEN
         -- LangGraph's special ones (errors, questions, answers) are replaced, the last one of a batch winning.
         INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path)
-        SELECT DISTINCT ON (thread_id, ns, checkpoint_id, task_id, idx)
-            thread_id, ns, checkpoint_id, task_id, idx, channel, type, blob, task_path
-        FROM u WHERE idx < 0 ORDER BY thread_id, ns, checkpoint_id, task_id, idx, nr DESC
+        SELECT DISTINCT ON (u.thread_id, u.ns, u.checkpoint_id, u.task_id, u.idx)
+            u.thread_id, u.ns, u.checkpoint_id, u.task_id, u.idx, u.channel, u.type, u.blob, u.task_path
+        FROM unnest(w_threads, w_ns, w_checkpoints, w_tasks, w_idx, w_channels, w_types, w_blobs, w_paths)
+            WITH ORDINALITY AS u (thread_id, ns, checkpoint_id, task_id, idx, channel, type, blob, task_path, nr)
+        WHERE u.idx < 0 AND (all_held OR u.thread_id = ANY (held))
+        ORDER BY u.thread_id, u.ns, u.checkpoint_id, u.task_id, u.idx, u.nr DESC
         ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
-            DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob
-    ), c AS (
+            DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob;
+    END IF;
+    IF cardinality(c_threads) > 0 THEN
         INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
         SELECT u.thread_id, u.ns, u.id, u.parent, u.checkpoint::jsonb, u.metadata::jsonb
         FROM unnest(c_threads, c_ns, c_ids, c_parents, c_checkpoints, c_metadata)
             AS u (thread_id, ns, id, parent, checkpoint, metadata)
-        WHERE u.thread_id IN (SELECT thread_id FROM f)
-        ON CONFLICT DO NOTHING
-    )
-    SELECT coalesce(array_agg(f.thread_id), '{}') INTO held FROM f;
-
-    IF cardinality(f_threads) = 0 THEN
-        RETURN QUERY SELECT x, x = ANY (held), NULL::text, NULL::bigint, NULL::int, NULL::text, NULL::bytea,
-            NULL::bigint, NULL::text, false FROM unnest(p_threads) AS x;
-        RETURN;
+        WHERE all_held OR u.thread_id = ANY (held)
+        ON CONFLICT DO NOTHING;
     END IF;
 
-    UPDATE executor_job x SET state = e.state, finished_at = clock_timestamp(), finished_epoch = e.epoch,
-            result_event_id = e.event_id, result_subject = e.subject, result = e.event, result_body = e.body,
-            error = e.error::jsonb
-        FROM unnest(f_threads, f_epochs, f_jobs, f_states, f_event_ids, f_subjects, f_events, f_bodies, f_errors)
-            AS e (thread_id, epoch, job_id, state, event_id, subject, event, body, error)
-        WHERE x.job_id = e.job_id AND e.thread_id = ANY (held);
-    FOR r IN
-        SELECT e.thread_id, e.job_id FROM unnest(f_threads, f_jobs, f_undo) AS e (thread_id, job_id, undo)
-        WHERE e.undo AND e.thread_id = ANY (held)
-    LOOP
-        PERFORM executor_undo(r.thread_id, r.job_id);
-    END LOOP;
-    -- A statement of its own, so that it sees jobs that were queued while the rows were waited for.
-    FOR r IN
-        SELECT DISTINCT ON (x.thread_id) x.thread_id, x.job_id, e.epoch AS ended, t.head
-        FROM unnest(f_threads, f_epochs, f_take) AS e (thread_id, epoch, take)
-            JOIN executor_job x ON x.thread_id = e.thread_id AND x.state = 'queued'
-            JOIN executor_thread t ON t.thread_id = e.thread_id
-        WHERE e.take AND e.thread_id = ANY (held) AND executor_ready(x.stream_seq, x.accepted_at)
-        ORDER BY x.thread_id, x.stream_seq, x.accepted_at
-    LOOP
-        UPDATE executor_job x SET state = 'running', attempt = x.attempt + 1, decided = true, head_at_claim = r.head,
-            base_head = r.head
-            WHERE x.job_id = r.job_id;
-        UPDATE executor_thread x SET epoch = nextval('executor_epoch_seq'), nonce = 'finish:' || r.ended,
-                job_id = r.job_id
-            WHERE x.thread_id = r.thread_id;
-    END LOOP;
-    UPDATE executor_thread x SET owner = NULL, nonce = NULL, job_id = NULL, lease_until = '-infinity'
-        FROM unnest(f_threads, f_epochs) AS e (thread_id, epoch)
-        WHERE x.thread_id = e.thread_id AND x.epoch = e.epoch AND e.thread_id = ANY (held);
+    IF cardinality(f_threads) > 0 AND cardinality(held) > 0 THEN
+        UPDATE executor_job x SET state = e.state, finished_at = clock_timestamp(), finished_epoch = e.epoch,
+                result_event_id = e.event_id, result_subject = e.subject, result = e.event, result_body = e.body,
+                error = e.error::jsonb
+            FROM unnest(f_threads, f_epochs, f_jobs, f_states, f_event_ids, f_subjects, f_events, f_bodies, f_errors)
+                AS e (thread_id, epoch, job_id, state, event_id, subject, event, body, error)
+            WHERE x.job_id = e.job_id AND (all_held OR e.thread_id = ANY (held));
+        IF true = ANY (f_undo) THEN
+            FOR r IN
+                SELECT e.thread_id, e.job_id FROM unnest(f_threads, f_jobs, f_undo) AS e (thread_id, job_id, undo)
+                WHERE e.undo AND e.thread_id = ANY (held)
+            LOOP
+                PERFORM executor_undo(r.thread_id, r.job_id);
+            END LOOP;
+        END IF;
+        -- A statement of its own, so that it sees jobs that were queued while the rows were waited for.
+        FOR r IN
+            SELECT e.thread_id, n.job_id, e.epoch AS ended
+            FROM unnest(f_threads, f_epochs, f_take) AS e (thread_id, epoch, take)
+                CROSS JOIN LATERAL (
+                    SELECT x.job_id FROM executor_job x
+                    WHERE x.thread_id = e.thread_id AND x.state = 'queued' AND executor_ready(x.stream_seq, x.accepted_at)
+                    ORDER BY x.stream_seq, x.accepted_at LIMIT 1) n
+            WHERE e.take AND (all_held OR e.thread_id = ANY (held))
+        LOOP
+            UPDATE executor_thread x SET epoch = nextval('executor_epoch_seq'), nonce = 'finish:' || r.ended,
+                    job_id = r.job_id
+                WHERE x.thread_id = r.thread_id RETURNING x.head INTO head;
+            UPDATE executor_job x SET state = 'running', attempt = x.attempt + 1, decided = true, head_at_claim = head,
+                    base_head = head
+                WHERE x.job_id = r.job_id;
+            handed_over := true;
+        END LOOP;
+        UPDATE executor_thread x SET owner = NULL, nonce = NULL, job_id = NULL, lease_until = '-infinity'
+            FROM unnest(f_threads, f_epochs) AS e (thread_id, epoch)
+            WHERE x.thread_id = e.thread_id AND x.epoch = e.epoch AND (all_held OR e.thread_id = ANY (held));
+    END IF;
 
+    IF cardinality(f_threads) = 0 OR (all_held AND NOT handed_over) THEN
+        head := NULL;
+        suspect := false;
+        FOREACH thread_id IN ARRAY p_threads LOOP
+            ok := all_held OR thread_id = ANY (held);
+            RETURN NEXT;
+        END LOOP;
+        RETURN;
+    END IF;
     RETURN QUERY
         SELECT i.thread_id, i.thread_id = ANY (held) OR j.job_id IS NOT NULL,
-            n.job_id, t.epoch, n.attempt, t.head, executor_inline(n.request), executor_time_left(n.deadline_at), n.cancel::text, false
+            n.job_id, t.epoch, n.attempt, t.head, executor_inline(n.request), executor_time_left(n.deadline_at),
+            n.cancel::text, false
         FROM unnest(p_threads, p_epochs, p_jobs) AS i (thread_id, epoch, job_id)
             LEFT JOIN executor_job j ON j.job_id = i.job_id AND j.finished_epoch = i.epoch
             LEFT JOIN executor_thread t ON j.job_id IS NOT NULL AND t.thread_id = i.thread_id AND t.owner = p_owner
@@ -452,10 +543,27 @@ BEGIN
         WHERE x.state = 'queued' AND (x.cancel IS NOT NULL OR x.deadline_at < clock_timestamp()) LIMIT p_limit;
 END $$;
 
+-- Notes that results were published.
+CREATE FUNCTION executor_published(p_jobs text[]) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE executor_job SET published_at = clock_timestamp() WHERE job_id = ANY (p_jobs) AND published_at IS NULL;
+END $$;
+
 -- A lock is held for milliseconds, unless somebody's session hangs. Whoever meets such a lock gives up well before
 -- a lease ends and tries again without its neighbours; poolers know no setting that would say so.
-ALTER FUNCTION executor_accept SET lock_timeout = '2s';
-ALTER FUNCTION executor_adopt SET lock_timeout = '2s';
-ALTER FUNCTION executor_commit SET lock_timeout = '2s';
+-- The functions every job goes through read a handful of rows by key, in whatever state the statistics are: they are
+-- planned once per connection, and only ways over an index are considered. A plan made while the tables were small would
+-- otherwise read all of a large one, and a plan made for the values of one call takes longer than the call.
+ALTER FUNCTION executor_accept SET lock_timeout = '2s' SET plan_cache_mode = 'force_generic_plan' SET enable_seqscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off;
+ALTER FUNCTION executor_adopt SET lock_timeout = '2s' SET plan_cache_mode = 'force_generic_plan' SET enable_seqscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off;
+ALTER FUNCTION executor_commit SET lock_timeout = '2s' SET plan_cache_mode = 'force_generic_plan' SET enable_seqscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off;
+ALTER FUNCTION executor_published SET lock_timeout = '2s' SET plan_cache_mode = 'force_generic_plan' SET enable_seqscan = off
+    SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off;
 ALTER FUNCTION executor_end SET lock_timeout = '2s';
 ALTER FUNCTION executor_heartbeat SET lock_timeout = '2s';
+-- Called from a commit, over a whole thread: nothing to hurry.
+ALTER FUNCTION executor_undo SET plan_cache_mode = 'auto' SET enable_seqscan = on SET enable_hashjoin = on
+    SET enable_mergejoin = on;

@@ -12,8 +12,30 @@ use crate::{
     },
 };
 
-/// Joins blobs and writes to the chosen checkpoints. Blobs of type `empty` stand for no value. Writes come in
-/// the order in which they are applied; `"C"` is the order of code points.
+/// The values of the channels of checkpoint `c`. Blobs of type `empty` stand for no value.
+macro_rules! blobs {
+    () => {
+        "SELECT array_agg(bl.channel) AS channels, array_agg(bl.type) AS types, array_agg(bl.blob) AS blobs \
+         FROM jsonb_each_text(c.checkpoint -> 'channel_versions') v \
+         JOIN checkpoint_blobs bl ON bl.thread_id = c.thread_id AND bl.checkpoint_ns = c.checkpoint_ns \
+             AND bl.channel = v.key AND bl.version = v.value \
+         WHERE bl.type <> 'empty' AND bl.blob IS NOT NULL"
+    };
+}
+pub(super) use blobs;
+
+/// The writes on checkpoint `c` in the order in which they are applied; `"C"` is the order of code points.
+macro_rules! writes {
+    () => {
+        "SELECT * FROM checkpoint_writes cw \
+         WHERE cw.thread_id = c.thread_id AND cw.checkpoint_ns = c.checkpoint_ns \
+             AND cw.checkpoint_id = c.checkpoint_id \
+         ORDER BY cw.task_path COLLATE \"C\", cw.task_id COLLATE \"C\", cw.idx"
+    };
+}
+pub(super) use writes;
+
+/// Joins blobs and writes to the chosen checkpoints.
 macro_rules! select {
     ($chosen:literal) => {
         concat!(
@@ -23,20 +45,16 @@ macro_rules! select {
              FROM (SELECT * FROM checkpoints WHERE thread_id = $1 AND checkpoint_ns = $2",
             $chosen,
             ") c \
-             LEFT JOIN LATERAL ( \
-                 SELECT array_agg(bl.channel) AS channels, array_agg(bl.type) AS types, array_agg(bl.blob) AS blobs \
-                 FROM jsonb_each_text(c.checkpoint -> 'channel_versions') v \
-                 JOIN checkpoint_blobs bl ON bl.thread_id = c.thread_id AND bl.checkpoint_ns = c.checkpoint_ns \
-                     AND bl.channel = v.key AND bl.version = v.value \
-                 WHERE bl.type <> 'empty' AND bl.blob IS NOT NULL) b ON true \
+             LEFT JOIN LATERAL (",
+            blobs!(),
+            ") b ON true \
              LEFT JOIN LATERAL ( \
                  SELECT array_agg(s.task_id) AS task_ids, array_agg(s.task_path) AS task_paths, \
                         array_agg(s.idx) AS idxs, array_agg(s.channel) AS channels, \
                         array_agg(coalesce(s.type, 'null')) AS types, array_agg(s.blob) AS blobs \
-                 FROM (SELECT * FROM checkpoint_writes cw \
-                       WHERE cw.thread_id = c.thread_id AND cw.checkpoint_ns = c.checkpoint_ns \
-                           AND cw.checkpoint_id = c.checkpoint_id \
-                       ORDER BY cw.task_path COLLATE \"C\", cw.task_id COLLATE \"C\", cw.idx) s) w ON true \
+                 FROM (",
+            writes!(),
+            ") s) w ON true \
              ORDER BY c.checkpoint_id DESC"
         )
     };

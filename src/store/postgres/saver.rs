@@ -8,7 +8,11 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use sqlx::{Row, postgres::PgRow};
 
-use super::{Config, PostgresStore, link::Link};
+use super::{
+    Config, PostgresStore,
+    link::Link,
+    load::{blobs, writes},
+};
 use crate::{
     pregel::{ERROR, INTERRUPT, RESUME},
     store::{
@@ -47,27 +51,25 @@ const DELETE: &str = "WITH b AS (DELETE FROM checkpoint_blobs WHERE thread_id = 
          w AS (DELETE FROM checkpoint_writes WHERE thread_id = $1) \
     DELETE FROM checkpoints WHERE thread_id = $1";
 
-const SELECT: &str = "SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, \
+const SELECT: &str = concat!(
+    "SELECT c.thread_id, c.checkpoint_ns, c.checkpoint_id, c.parent_checkpoint_id, \
         c.checkpoint::text, c.metadata::text, b.channels, b.types, b.blobs, w.task_ids, w.channels, w.types, w.blobs \
-    FROM (SELECT * FROM checkpoints \
-          WHERE ($1::text IS NULL OR thread_id = $1) AND ($2::text IS NULL OR checkpoint_ns = $2) \
-              AND ($3::text IS NULL OR checkpoint_id = $3) AND ($4::text IS NULL OR metadata @> $4::jsonb) \
-              AND ($5::text IS NULL OR checkpoint_id < $5) \
-          ORDER BY checkpoint_id DESC LIMIT $6) c \
-    LEFT JOIN LATERAL ( \
-        SELECT array_agg(bl.channel) AS channels, array_agg(bl.type) AS types, array_agg(bl.blob) AS blobs \
-        FROM jsonb_each_text(c.checkpoint -> 'channel_versions') v \
-        JOIN checkpoint_blobs bl ON bl.thread_id = c.thread_id AND bl.checkpoint_ns = c.checkpoint_ns \
-            AND bl.channel = v.key AND bl.version = v.value \
-        WHERE bl.type <> 'empty' AND bl.blob IS NOT NULL) b ON true \
-    LEFT JOIN LATERAL ( \
-        SELECT array_agg(s.task_id) AS task_ids, array_agg(s.channel) AS channels, \
-               array_agg(coalesce(s.type, 'null')) AS types, array_agg(s.blob) AS blobs \
-        FROM (SELECT * FROM checkpoint_writes cw \
-              WHERE cw.thread_id = c.thread_id AND cw.checkpoint_ns = c.checkpoint_ns \
-                  AND cw.checkpoint_id = c.checkpoint_id \
-              ORDER BY cw.task_path COLLATE \"C\", cw.task_id COLLATE \"C\", cw.idx) s) w ON true \
-    ORDER BY c.checkpoint_id DESC, c.thread_id, c.checkpoint_ns";
+     FROM (SELECT * FROM checkpoints \
+           WHERE ($1::text IS NULL OR thread_id = $1) AND ($2::text IS NULL OR checkpoint_ns = $2) \
+               AND ($3::text IS NULL OR checkpoint_id = $3) AND ($4::text IS NULL OR metadata @> $4::jsonb) \
+               AND ($5::text IS NULL OR checkpoint_id < $5) \
+           ORDER BY checkpoint_id DESC LIMIT $6) c \
+     LEFT JOIN LATERAL (",
+    blobs!(),
+    ") b ON true \
+     LEFT JOIN LATERAL ( \
+         SELECT array_agg(s.task_id) AS task_ids, array_agg(s.channel) AS channels, \
+                array_agg(coalesce(s.type, 'null')) AS types, array_agg(s.blob) AS blobs \
+         FROM (",
+    writes!(),
+    ") s) w ON true \
+     ORDER BY c.checkpoint_id DESC, c.thread_id, c.checkpoint_ns"
+);
 
 /// A checkpoint to store.
 #[derive(Clone, Debug)]

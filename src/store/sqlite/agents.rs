@@ -6,8 +6,8 @@ use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     SqliteStore,
+    claims::Claimant,
     failure::Failure,
-    jobs::Claimant,
     rows::{stored_time, time},
 };
 use crate::{

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sqlx::SqliteConnection;
 
-use super::{SqliteStore, failure::Failure, jobs::Claimant, rows::stored_time};
+use super::{SqliteStore, claims::Claimant, failure::Failure, rows::stored_time};
 use crate::{
     store::{CacheEntry, CacheKey, Error, NodeCache},
     value::Value,

@@ -4,8 +4,8 @@ use serde_json::Value as Json;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
+    claims::{Claimant, fenced},
     failure::Failure,
-    jobs::{Claimant, fenced},
     rows::{self, stored_time},
 };
 use crate::{

@@ -7,8 +7,8 @@ use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     SqliteStore,
+    claims::Claimant,
     failure::Failure,
-    jobs::Claimant,
     rows::{self, stored_time},
 };
 use crate::{

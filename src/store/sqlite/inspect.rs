@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
+    claims::{self, Claimant},
     failure::Failure,
-    jobs::{self, Claimant},
     rows::{self, stored_seq, time},
 };
 use crate::{
@@ -201,7 +201,7 @@ pub(super) async fn free_dead(
     for row in &rows {
         let Ok(thread_id) = ThreadId::parse(row.try_get(0)?) else { continue };
         sqlx::query(CHARGE).bind(thread_id.as_str()).execute(&mut *db).await?;
-        jobs::free(db, &thread_id).await?;
+        claims::free(db, &thread_id).await?;
         freed.push(thread_id);
     }
     Ok(freed)

@@ -4,10 +4,10 @@ use serde_json::{Value as Json, json};
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
+    claims::Claimant,
     failure::Failure,
     inspect,
-    jobs::{Claimant, text},
-    rows::{self, stored_seq, stored_time, time},
+    rows::{self, stored_seq, stored_time, text, time},
 };
 use crate::{
     ids::{JobId, ThreadId},

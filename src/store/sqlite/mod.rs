@@ -7,6 +7,7 @@ mod admin;
 mod agents;
 mod cache;
 mod checkpoints;
+mod claims;
 mod deadlines;
 mod failure;
 mod inspect;
@@ -27,7 +28,7 @@ use bytes::Bytes;
 pub use link::Place;
 pub use unfinished::Unfinished;
 
-use self::{jobs::Claimant, link::Link, upkeep::Sweep};
+use self::{claims::Claimant, link::Link, upkeep::Sweep};
 use super::{
     Cancel, Checkpoints, Claim, Commit, Doomed, EffectRow, Ending, Error, Finish, Jobs, Known,
     MAX_STATE_BYTES, Met, Offer, Record, Renewed, Saved, StoredResult, Target, Upkeep, Verdict,
@@ -181,12 +182,12 @@ impl Jobs for SqliteStore {
 
     async fn release(&self, claim: &Claim) -> Result<(), Error> {
         let (claim, by) = (claim.clone(), self.claimant());
-        self.link.write(move |db| Box::pin(async move { jobs::release(db, &claim, &by).await })).await
+        self.link.write(move |db| Box::pin(async move { claims::release(db, &claim, &by).await })).await
     }
 
     async fn refund(&self, claim: &Claim) -> Result<(), Error> {
         let claim = claim.clone();
-        self.link.write(move |db| Box::pin(async move { jobs::refund(db, &claim).await })).await
+        self.link.write(move |db| Box::pin(async move { claims::refund(db, &claim).await })).await
     }
 
     async fn renew(&self, claims: &[(ThreadId, Epoch)]) -> Result<Vec<Renewed>, Error> {
@@ -194,7 +195,7 @@ impl Jobs for SqliteStore {
             return Ok(Vec::new());
         }
         let (claims, by) = (claims.to_vec(), self.claimant());
-        self.link.write(move |db| Box::pin(async move { jobs::renew(db, &claims, &by).await })).await
+        self.link.write(move |db| Box::pin(async move { claims::renew(db, &claims, &by).await })).await
     }
 
     async fn mark_published(&self, job_id: &JobId) -> Result<(), Error> {

@@ -33,6 +33,11 @@ const RESULT: &str = "SELECT result_event_id, result_subject, result FROM execut
 
 const NEWEST: &str = "SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = ''";
 
+/// A value of ours as JSON text.
+pub(super) fn text(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("names, numbers and texts serialise")
+}
+
 /// A thread and who owns it.
 #[derive(Clone, Debug)]
 pub(super) struct Thread {

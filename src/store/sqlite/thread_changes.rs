@@ -3,8 +3,8 @@
 use sqlx::SqliteConnection;
 
 use super::{
+    claims::Claimant,
     failure::Failure,
-    jobs::Claimant,
     rows::{self, stored_time},
     threads::waits,
 };

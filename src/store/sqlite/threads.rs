@@ -5,8 +5,8 @@ use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     SqliteStore,
+    claims::Claimant,
     failure::Failure,
-    jobs::Claimant,
     rows::{self, stored_time},
     thread_changes as changes,
 };

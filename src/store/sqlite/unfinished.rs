@@ -7,8 +7,8 @@ use sqlx::SqliteConnection;
 
 use super::{
     SqliteStore,
+    claims::Claimant,
     failure::Failure,
-    jobs::Claimant,
     rows::{self, Job},
 };
 use crate::{

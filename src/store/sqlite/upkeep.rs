@@ -5,9 +5,10 @@ use std::time::Duration;
 use sqlx::{Row, SqliteConnection};
 
 use super::{
+    claims::{Claimant, SUSPECT, UNHEARD, claim_next},
     failure::Failure,
-    jobs::{self, Claimant, SUSPECT, UNHEARD, cancel_job, claim_next, text},
-    rows::{self, Job, stored_time},
+    jobs::{self, cancel_job},
+    rows::{self, Job, stored_time, text},
 };
 use crate::{
     ids::{JobId, ThreadId},
