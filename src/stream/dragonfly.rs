@@ -11,10 +11,14 @@ mod link;
 mod notice;
 mod queue;
 mod reader;
+mod script;
+mod shelf;
 mod writer;
 
 pub use notice::Notice;
 pub use reader::{Followed, ReadEvent, Reader};
+pub use script::Script;
+pub use shelf::DragonflyShelf;
 
 use std::{sync::Arc, time::Duration};
 

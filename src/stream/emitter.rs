@@ -1,6 +1,7 @@
 //! Encodes the events of one claim and numbers them.
 //!
 //! **Invariant:** numbering and handing over happen under one lock, so order of arrival is order of `seq`.
+//! **Invariant:** no event has a known secret in it; text of models comes here without, see `tokens`.
 //! **Invariant:** an event leaves here within [`MAX_EVENT_BYTES`], or is a token event that the sink drops.
 
 use std::{
@@ -14,6 +15,7 @@ use serde_json::{Value as Json, json};
 use super::{EntryId, Event, EventType, MAX_EVENT_BYTES, Piece, Sink, TokenConfig, escape::escape};
 use crate::{
     ids::{Clock, Epoch, JobId, Namespace, ThreadId},
+    telemetry::scrub::Scrubber,
     value::State,
 };
 
@@ -102,6 +104,10 @@ impl Emitter {
             tracing::warn!(%error, event_type = event_type.as_str(), "event data is not json");
             entry.truncate(data_from);
             entry.extend_from_slice(b"{}");
+        }
+        if let Some(clean) = Scrubber::process().json_bytes(&entry[data_from..]) {
+            entry.truncate(data_from);
+            entry.extend_from_slice(&clean);
         }
         // An escaped character takes at most six bytes.
         let rest = FIXED_BYTES + self.whose.len() + 6 * (origin.node.len() + origin.ns.as_str().len());

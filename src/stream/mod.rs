@@ -8,9 +8,11 @@ mod emitter;
 mod escape;
 pub mod local;
 pub mod memory;
+mod shelf;
 mod tokens;
 
 pub use emitter::{Claimed, Emitter, Origin};
+pub use shelf::{Away, MemoryShelf, Shelf};
 pub use tokens::{Piece, TokenBuffer, TokenConfig};
 
 use std::{fmt, str::FromStr, time::Duration};
@@ -32,6 +34,10 @@ pub enum EventType {
     AttemptStart,
     /// A piece of text from a model.
     LlmStream,
+    /// A model is asked again; the text of the try before is no more.
+    LlmRetry,
+    /// A model has answered, and what that took.
+    LlmEnd,
     /// A tool is about to run.
     ToolStart,
     /// A tool has run.
@@ -50,9 +56,11 @@ pub enum EventType {
 
 impl EventType {
     /// Every kind, in the order of its discriminant.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::AttemptStart,
         Self::LlmStream,
+        Self::LlmRetry,
+        Self::LlmEnd,
         Self::ToolStart,
         Self::ToolEnd,
         Self::StateUpdate,
@@ -67,6 +75,8 @@ impl EventType {
         match self {
             Self::AttemptStart => "on_attempt_start",
             Self::LlmStream => "on_llm_stream",
+            Self::LlmRetry => "on_llm_retry",
+            Self::LlmEnd => "on_llm_end",
             Self::ToolStart => "on_tool_start",
             Self::ToolEnd => "on_tool_end",
             Self::StateUpdate => "on_state_update",

@@ -1,11 +1,13 @@
 //! Cuts a model's text into pieces worth an event each.
 //!
 //! **Invariant:** the pieces of a message, joined, are its text; only the first one comes without having waited.
+//! **Invariant:** no piece has a known secret in it, however the model's pieces split it.
 //! **Invariant:** text is escaped once, when it arrives; a piece is made of slices of what is already there.
 
 use std::time::{Duration, Instant};
 
 use super::escape::escape;
+use crate::telemetry::scrub::{Guard, Scrubber};
 
 /// Most bytes of escaped text kept to be sent again as the text so far. Beyond it the pieces of a message come without:
 /// half of [`super::MAX_EVENT_BYTES`], since the last event carries a piece and the text.
@@ -45,6 +47,8 @@ pub struct Piece<'a> {
 #[derive(Debug)]
 pub struct TokenBuffer {
     config: TokenConfig,
+    /// Holds back text that may be the beginning of a secret; none when no secret is known.
+    guard: Option<Guard>,
     /// Whether sent text stays in `escaped` for the text so far.
     keeps_text: bool,
     /// The text, escaped: all of it when `keeps_text`, else what waits.
@@ -63,8 +67,14 @@ pub struct TokenBuffer {
 impl TokenBuffer {
     /// An empty message.
     pub fn new(config: TokenConfig) -> Self {
+        Self::without(Scrubber::process(), config)
+    }
+
+    /// An empty message whose text loses what `scrubber` knows by now.
+    fn without(scrubber: &Scrubber, config: TokenConfig) -> Self {
         Self {
             config,
+            guard: scrubber.values().map(Guard::new),
             keeps_text: config.cumulative_text,
             escaped: String::new(),
             sent: 0,
@@ -78,10 +88,20 @@ impl TokenBuffer {
     /// Adds `text`. Returns a piece when one is due at `now`: the first at once, later ones when the window is over.
     pub fn push(&mut self, text: &str, now: Instant) -> Option<Piece<'_>> {
         self.forget_sent();
+        match &mut self.guard {
+            None => self.add(text),
+            Some(guard) => {
+                let shown = guard.push(text);
+                self.add(&shown);
+            }
+        }
+        self.tick(now)
+    }
+
+    fn add(&mut self, text: &str) {
         let Self { escaped, .. } = self;
         escape(text, |part| escaped.push_str(part));
         self.waiting_chars += text.chars().count();
-        self.tick(now)
     }
 
     /// Time until [`Self::tick`] has a piece; `None` when no text waits.
@@ -106,6 +126,10 @@ impl TokenBuffer {
     /// When all text has been sent, the piece is empty: it is there for the text so far, which readers of the stream
     /// get with the last piece only. Without that text there is no such piece.
     pub fn finish(&mut self) -> Option<Piece<'_>> {
+        if let Some(mut guard) = self.guard.take() {
+            self.forget_sent();
+            self.add(&guard.finish());
+        }
         let had_text = self.sent_chars + self.waiting_chars > 0;
         let has_more_to_say = self.waiting_chars > 0 || self.keeps_text;
         if self.finished || !had_text || !has_more_to_say {
@@ -234,6 +258,27 @@ mod tests {
         assert_eq!(buffer.push("y", start), None);
         let last = seen(buffer.finish());
         assert_eq!(last, Some(("y".into(), MAX_CUMULATIVE_BYTES, None)));
+    }
+
+    #[test]
+    fn a_secret_that_comes_in_two_pieces_is_in_none() {
+        let scrubber = Scrubber::default();
+        scrubber.keep(["Tr0ub4dor&3"]);
+        for config in [TokenConfig::default(), WITHOUT] {
+            let mut buffer = TokenBuffer::without(&scrubber, config);
+            let (mut now, mut sent) = (Instant::now(), String::new());
+            for text in ["It is Tr0u", "b4dor", "&3, or Tr", "0uble. T"] {
+                now += WINDOW * 2;
+                sent.extend(buffer.push(text, now).map(|piece| {
+                    assert_eq!(piece.offset, sent.chars().count());
+                    piece.token.to_owned()
+                }));
+            }
+            assert_eq!(sent, "It is ***REDACTED***, or Tr0uble. ");
+            let last = buffer.finish().expect("a letter was held back");
+            assert_eq!((last.token, last.offset), ("T", sent.chars().count()));
+            assert!(last.cumulative_text.is_none_or(|text| text == format!("{sent}T")));
+        }
     }
 
     fn unescaped(escaped: &str) -> String {

@@ -117,6 +117,12 @@ impl Gate {
         Self { places: Arc::new(Semaphore::new(places)), in_use: Arc::new(InUse::new(kind, places)) }
     }
 
+    /// A gate that no metric shows: one of several alike, as many as there are servers.
+    pub fn unmetered(places: usize) -> Self {
+        let in_use = InUse { in_use: Gauge::noop(), turned_away: Counter::noop() };
+        Self { places: Arc::new(Semaphore::new(places)), in_use: Arc::new(in_use) }
+    }
+
     /// A place, as soon as one is free. Whoever stops waiting leaves the line.
     pub async fn enter(&self) -> Pass {
         self.reserve().await.take()

@@ -5,6 +5,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use super::scrub::Scrubber;
+
 /// Values of one label per process; a time series costs some kilobytes in a metrics server, per pod.
 const MOST_VALUES: usize = 100;
 
@@ -34,8 +36,9 @@ impl Label {
         Self { seen: Mutex::new(None) }
     }
 
-    /// `value` itself while there are few of them, else `other`.
+    /// `value` itself, without known secrets, while there are few of them, else `other`.
     pub fn value(&self, value: &str) -> String {
+        let value = &*Scrubber::process().text(value);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = seen.get_or_insert_default();
         if seen.contains(value) {

@@ -2,8 +2,13 @@
 //! spans, then those of the event.
 //!
 //! **Invariant:** a line of JSON is one object; a key stands in it once, the innermost value wins.
+//! **Invariant:** no line has a known secret in it, nor what stands beside a name such as `password`.
 
-use std::{error::Error as StdError, fmt, io::Write};
+use std::{
+    error::Error as StdError,
+    fmt,
+    io::{self, Write},
+};
 
 use serde_json::{Map as JsonMap, Value as Json};
 use time::OffsetDateTime;
@@ -23,6 +28,8 @@ use tracing_subscriber::{
     layer::Context,
     registry::LookupSpan,
 };
+
+use super::scrub::{REDACTED, Scrubber, is_sensitive};
 
 /// Most causes of an error written into one field; longer chains are loops or noise.
 const MAX_CAUSES: usize = 8;
@@ -81,6 +88,7 @@ where
             }
         }
         add(&mut line, &own.values);
+        scrub(&mut line);
         let mut text = serde_json::to_vec(&line).expect("a JSON map serialises");
         text.push(b'\n');
         // Nobody is left to tell when the log itself cannot be written.
@@ -106,6 +114,39 @@ fn add(line: &mut JsonMap<String, Json>, fields: &[(&'static str, Json)]) {
         if !FIXED.contains(name) {
             line.insert((*name).to_owned(), value.clone());
         }
+    }
+}
+
+/// Takes out of a line what nobody may read.
+fn scrub(line: &mut JsonMap<String, Json>) {
+    let scrubber = Scrubber::process();
+    for (name, value) in line {
+        match value {
+            Json::Bool(_) | Json::Null => {}
+            _ if is_sensitive(name) => *value = REDACTED.into(),
+            Json::String(text) => {
+                if let std::borrow::Cow::Owned(clean) = scrubber.report(text) {
+                    *text = clean;
+                }
+            }
+            Json::Number(_) | Json::Array(_) | Json::Object(_) => {}
+        }
+    }
+}
+
+/// Writes lines for people without what nobody may read.
+pub(super) struct Scrubbing<W>(pub(super) W);
+
+impl<W: Write> Write for Scrubbing<W> {
+    /// Takes a whole line, as the layer gives it.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        self.0.write_all(Scrubber::process().report(&text).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
     }
 }
 

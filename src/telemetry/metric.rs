@@ -32,10 +32,24 @@ pub const COMMIT_SECONDS: &str = "agent_executor_checkpoint_commit_seconds";
 pub const COMMIT_BATCH: &str = "agent_executor_checkpoint_batch_size";
 /// Counter: tokens by `provider`, `model`, `kind`.
 pub const LLM_TOKENS: &str = "agent_executor_llm_tokens_total";
+/// Gauge that only grows, since counters are whole numbers: dollars by `provider`, `model`, of calls whose price is known.
+pub const LLM_COST: &str = "agent_executor_llm_cost_usd_total";
+/// Counter: model calls whose price is not known, by `provider`, `model`.
+pub const LLM_UNPRICED: &str = "agent_executor_llm_unpriced_calls_total";
+/// Counter: looks for kept answers of models by `outcome`: hit, miss, unreadable, error.
+pub const LLM_CACHE: &str = "agent_executor_llm_cache_total";
 /// Histogram: seconds of a model call by `provider`, `model`.
 pub const LLM_SECONDS: &str = "agent_executor_llm_request_seconds";
 /// Counter: model calls that failed, before any retry, by `provider`, `code`.
 pub const LLM_FAILURES: &str = "agent_executor_llm_failures_total";
+/// Gauge: model calls that wait for their turn, by `provider`.
+pub const LLM_WAITING: &str = "agent_executor_llm_waiting";
+/// Histogram: seconds a model call waited for its turn, by `provider`.
+pub const LLM_WAIT_SECONDS: &str = "agent_executor_llm_wait_seconds";
+/// Gauge: addresses of a `provider` that are not asked because they failed; mostly 0 or 1.
+pub const LLM_BREAKER_OPEN: &str = "agent_executor_llm_breaker_open";
+/// Gauge: 1 while the limits of a `provider` are shared with other processes, 0 while this process keeps to its share.
+pub const LLM_LIMITS_SHARED: &str = "agent_executor_llm_limits_shared";
 /// Histogram: seconds from claim to the first token of a job.
 pub const FIRST_TOKEN_SECONDS: &str = "agent_executor_time_to_first_token_seconds";
 /// Histogram: seconds of a node's task by `node`.

@@ -1,13 +1,15 @@
 //! Logs, traces and metrics: what operators see of the process.
 //!
 //! **Invariant:** above DEBUG no log line, span or label carries a secret, a prompt, a message's text or a
-//! tool's arguments; whoever logs leaves them out, this module adds nothing.
+//! tool's arguments; whoever logs leaves them out, and [`scrub`] takes out the secrets that come along all the same.
 
 mod bounded;
+mod exporter;
 pub mod label;
 pub mod metric;
 mod log;
 mod recorder;
+pub mod scrub;
 mod trace;
 
 pub use bounded::{Gate, InUse, Limited, Pass, Reserved};
@@ -15,7 +17,11 @@ pub use metrics_exporter_prometheus::PrometheusHandle;
 pub use recorder::{metrics, run_upkeep};
 pub use trace::{set_parent, trace_id, traceparent_of};
 
-use std::{collections::HashMap, io::IsTerminal, time::Duration};
+use std::{
+    collections::HashMap,
+    io::{IsTerminal, Write as _},
+    time::Duration,
+};
 
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::{Level, Metadata, Subscriber};
@@ -34,6 +40,10 @@ const FLUSH_LIMIT: Duration = Duration::from_secs(3);
 /// Crates that speak too much below `warn` for anybody who runs this program.
 const CHATTY: [&str; 9] =
     ["opentelemetry", "hyper", "h2", "reqwest", "rustls", "tower", "fred", "sqlx", "async_nats"];
+
+/// Crates that write what they were sent into their lines, arguments of tools included; what goes wrong in them is
+/// reported by whoever calls them.
+const TELLTALE: &str = "rmcp=off";
 
 /// The words for levels.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -150,7 +160,26 @@ pub fn init(config: &Config) -> Result<Guard, Error> {
     let provider = config.otlp.as_ref().map(trace::provider).transpose()?;
     let traces = provider.as_ref().map(trace::layer);
     tracing_subscriber::registry().with(log_layer(config)?).with(traces).try_init()?;
+    std::panic::set_hook(Box::new(tell_panic));
     Ok(Guard { provider })
+}
+
+/// What the standard library prints of a panic, without secrets: its text may quote a value.
+fn tell_panic(panic: &std::panic::PanicHookInfo<'_>) {
+    let thread = std::thread::current();
+    let text = format!("thread '{}' {panic}", thread.name().unwrap_or("<unnamed>"));
+    let trace = std::backtrace::Backtrace::capture();
+    let text = scrub::Scrubber::process().report(&text);
+    if trace.status() == std::backtrace::BacktraceStatus::Captured {
+        say(&format!("{text}\n{trace}"));
+    } else {
+        say(&text);
+    }
+}
+
+/// Writes to standard error; nobody is left to tell when that is gone.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "\n{text}");
 }
 
 /// Checks a `LOG_LEVEL`.
@@ -164,13 +193,21 @@ fn log_layer<S>(config: &Config) -> Result<BoxLayer<S>, Error>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
-    let (writer, to_terminal) = match config.log_target {
-        LogTarget::Stdout => (BoxMakeWriter::new(std::io::stdout), std::io::stdout().is_terminal()),
-        LogTarget::Stderr => (BoxMakeWriter::new(std::io::stderr), std::io::stderr().is_terminal()),
+    let to_terminal = match config.log_target {
+        LogTarget::Stdout => std::io::stdout().is_terminal(),
+        LogTarget::Stderr => std::io::stderr().is_terminal(),
     };
-    let layer: BoxLayer<S> = match config.log_format {
-        LogFormat::Json => Box::new(log::JsonLines::new(writer)),
-        LogFormat::Text => Box::new(log::people(writer).with_ansi(to_terminal)),
+    let layer: BoxLayer<S> = match (config.log_format, config.log_target) {
+        (LogFormat::Json, LogTarget::Stdout) => Box::new(log::JsonLines::new(std::io::stdout)),
+        (LogFormat::Json, LogTarget::Stderr) => Box::new(log::JsonLines::new(std::io::stderr)),
+        (LogFormat::Text, LogTarget::Stdout) => {
+            let writer = BoxMakeWriter::new(|| log::Scrubbing(std::io::stdout()));
+            Box::new(log::people(writer).with_ansi(to_terminal))
+        }
+        (LogFormat::Text, LogTarget::Stderr) => {
+            let writer = BoxMakeWriter::new(|| log::Scrubbing(std::io::stderr()));
+            Box::new(log::people(writer).with_ansi(to_terminal))
+        }
     };
     // Our spans carry the ids that error lines need, so those that carry any exist at every level.
     let filter = directives(&config.log_level)?.or(filter_fn(is_our_span));
@@ -192,11 +229,12 @@ fn directives(level: &str) -> Result<EnvFilter, Error> {
     }
     let quiet: String = CHATTY.iter().map(|name| format!(",{name}=warn")).collect();
     let text = match level.as_str() {
-        "off" | "error" | "warn" => level,
-        "info" => format!("info{quiet}"),
-        "debug" | "trace" => format!("info{quiet},agent_executor={level}"),
+        "off" => level,
+        "error" | "warn" => format!("{level},{TELLTALE}"),
+        "info" => format!("info{quiet},{TELLTALE}"),
+        "debug" | "trace" => format!("info{quiet},{TELLTALE},agent_executor={level}"),
         // Later directives win, so what the operator wrote stands.
-        _ => format!("info{quiet},{level}"),
+        _ => format!("info{quiet},{TELLTALE},{level}"),
     };
     Ok(EnvFilter::builder().with_regex(false).parse(text)?)
 }
@@ -220,5 +258,9 @@ mod tests {
         let debug = directives("debug").expect("a level").to_string();
         assert!(debug.contains("agent_executor=debug"), "{debug}");
         assert!(debug.contains("opentelemetry=warn"), "{debug}");
+        for level in ["error", "warn", "info", "debug", "sqlx=debug"] {
+            let filter = directives(level).expect("a level").to_string();
+            assert!(filter.contains("rmcp=off"), "{filter}");
+        }
     }
 }

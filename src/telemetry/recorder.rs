@@ -90,6 +90,9 @@ fn describe() {
     describe_histogram!(metric::COMMIT_SECONDS, "Seconds from handing in a commit to its answer");
     describe_histogram!(metric::COMMIT_BATCH, "Commits in one statement");
     describe_counter!(metric::LLM_TOKENS, "Tokens by provider, model and kind");
+    describe_gauge!(metric::LLM_COST, "Dollars for models by provider and model, as far as prices are known");
+    describe_counter!(metric::LLM_UNPRICED, "Model calls whose price is not known, by provider and model");
+    describe_counter!(metric::LLM_CACHE, "Looks for kept answers of models by outcome");
     describe_histogram!(metric::LLM_SECONDS, "Seconds of a model call by provider and model");
     describe_counter!(metric::LLM_FAILURES, "Model calls that failed, by provider and code");
     describe_histogram!(metric::NODE_SECONDS, "Seconds of a task by node");
@@ -142,6 +145,7 @@ fn start_at_zero() {
     }
     for outcome in ["hit", "miss"] {
         counter!(metric::NODE_CACHE, "outcome" => outcome).absolute(0);
+        counter!(metric::LLM_CACHE, "outcome" => outcome).absolute(0);
     }
     // Text is what is dropped first.
     counter!(metric::STREAM_DROPPED, "event_type" => "on_llm_stream").absolute(0);

@@ -14,7 +14,7 @@ use tracing::{Level, Metadata, Span, Subscriber};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{Layer, Registry, filter::filter_fn, registry::LookupSpan};
 
-use super::OtlpConfig;
+use super::{OtlpConfig, exporter::Scrubbed};
 
 /// Longest time for one export; a slow collector costs spans, not memory.
 const EXPORT_LIMIT: Duration = Duration::from_secs(5);
@@ -105,7 +105,7 @@ pub(super) fn provider(
         .with_service_name(config.service_name.clone())
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
         .build();
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+    Ok(SdkTracerProvider::builder().with_batch_exporter(Scrubbed(exporter)).with_resource(resource).build())
 }
 
 /// Hands our spans, and warnings inside them, to `provider`.

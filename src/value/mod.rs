@@ -12,9 +12,11 @@
 mod conversation;
 mod json;
 mod message;
+mod money;
 
 pub use conversation::{OpenCall, open_calls, with_answers};
 pub use message::{Content, InvalidToolCall, Message, Role, ToolCall, ToolStatus, Usage};
+pub use money::{Cost, Rate};
 
 use std::sync::Arc;
 

@@ -5,11 +5,12 @@
 use std::{
     collections::HashMap,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fred::{
     clients::{Client, WithOptions},
+    error::{Error as FredError, ErrorKind},
     interfaces::{ClientLike, StreamsInterface},
     types::{
         Builder, ConnectHandle, RespVersion,
@@ -24,6 +25,9 @@ use super::{super::LastEvent, Config, Error};
 /// network's round trip, and below [`super::writer`]'s patience with a link.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long the server may be silent before the connection is replaced: a half-open one ends here.
+const LINK_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Milliseconds between attempts to connect; constant, since a single connection per process burdens no server.
 const RECONNECT_MS: u32 = 200;
 
@@ -34,6 +38,8 @@ const MAX_COMMANDS: usize = 1024;
 pub(super) struct Link {
     config: Config,
     open: Mutex<Open>,
+    /// Since when the server is silent, as far as somebody notes it.
+    silent: Mutex<Option<Instant>>,
 }
 
 struct Open {
@@ -51,7 +57,7 @@ impl Link {
     /// Starts to connect; whether that succeeds shows later.
     pub(super) fn open(config: Config) -> Result<Self, Error> {
         let open = Mutex::new(connect(&config)?);
-        Ok(Self { config, open })
+        Ok(Self { config, open, silent: Mutex::default() })
     }
 
     /// The connection, for commands that end within `timeout` and are tried once.
@@ -81,6 +87,24 @@ impl Link {
         if !client.is_connected() {
             // Whether there is one shows with the next command.
             let _ = tokio::time::timeout(patience, client.wait_for_connect()).await;
+        }
+    }
+
+    /// Notes what came of a command, and replaces a connection over which nothing has been heard for long.
+    pub(super) fn note(&self, error: Option<&FredError>) {
+        let mut silent = self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        // Any other error is an answer.
+        let is_silent = error.is_some_and(|error| {
+            matches!(error.kind(), ErrorKind::Timeout | ErrorKind::IO | ErrorKind::Canceled)
+        });
+        if !is_silent {
+            *silent = None;
+            return;
+        }
+        let since = *silent.get_or_insert_with(Instant::now);
+        if since.elapsed() > LINK_PATIENCE {
+            *silent = None;
+            self.renew();
         }
     }
 

@@ -82,6 +82,8 @@ fn lane(event_type: EventType) -> usize {
     match event_type {
         EventType::LlmStream => 0,
         EventType::AttemptStart
+        | EventType::LlmRetry
+        | EventType::LlmEnd
         | EventType::ToolStart
         | EventType::ToolEnd
         | EventType::StateUpdate
