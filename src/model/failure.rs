@@ -70,7 +70,9 @@ impl Complaint {
             None if says(&["overloaded"]) => 529,
             None if says(&["authentication", "invalid_api_key"]) => 401,
             None if says(&["permission"]) => 403,
+            None if says(&["billing"]) => 402,
             None if says(&["not_found"]) => 404,
+            None if says(&["too_large"]) => 413,
             None if says(&["invalid", "unsupported", "context_length", "content_filter"]) => 400,
             // A bare text or an unknown word: the server failed, and asking again may help.
             None => 500,
@@ -94,6 +96,7 @@ impl Verdict {
             // The money is used up, which no wait mends.
             429 if complaint.kind.contains("insufficient_quota") => Self::Never,
             429 | 503 | 529 => Self::Wait,
+            // Of the other 4xx both providers' own clients repeat these two: a request that took too long, and a lock.
             408 | 409 | 500.. => Self::Again,
             _ => Self::Never,
         }
@@ -265,6 +268,8 @@ mod tests {
         assert_eq!(code(json!({"code": 429, "message": "x"})), "MODEL_THROTTLED");
         assert_eq!(code(json!({"code": "503"})), "MODEL_THROTTLED");
         assert_eq!(code(json!({"type": "overloaded_error"})), "MODEL_THROTTLED");
+        assert_eq!(code(json!({"type": "api_error"})), "MODEL_UNAVAILABLE");
+        assert_eq!(code(json!({"type": "billing_error"})), "MODEL_REJECTED");
         assert_eq!(code(json!({"code": "rate_limit_exceeded"})), "MODEL_THROTTLED");
         assert_eq!(code(json!({"type": "insufficient_quota"})), "MODEL_REJECTED");
         assert_eq!(code(json!({"type": "invalid_request_error"})), "MODEL_REJECTED");

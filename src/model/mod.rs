@@ -1,16 +1,31 @@
 //! Port of chat models. Home of reqwest for model calls.
 //!
-//! **Invariant:** a key never leaves this module except in the request's authorization header.
+//! **Invariant:** a key never leaves this module except in the request's header for it.
 
 mod address;
+mod answer;
+mod anthropic;
+pub mod breaker;
+mod cache;
+mod exchange;
 mod failure;
+mod lenient;
+pub mod limit;
 mod openai;
+mod price;
 mod registry;
+mod remote;
 pub mod retry;
 mod scripted;
 mod sse;
+#[cfg(test)]
+mod tests;
+mod turn;
 
-pub use registry::{Config, Models, Provider, Timeouts};
+pub use cache::{AnswerCache, CacheConfig};
+pub use price::{Price, Prices};
+pub use registry::{Auth, Config, Dialect, Models, Provider, Quirk, Timeouts};
+pub use turn::Turn;
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +35,7 @@ use serde_json::Value as Json;
 
 use crate::{
     graph::ModelSettings,
-    value::{InvalidToolCall, Message, ToolCall, Usage},
+    value::{InvalidToolCall, Message, ToolCall, Usage, Value},
 };
 
 /// What a model is asked.
@@ -65,6 +80,9 @@ pub enum Chunk {
 pub struct Reply {
     /// The text: all pieces joined.
     pub text: String,
+    /// The content blocks in the provider's shape, when they hold more than the text and the tool calls:
+    /// thoughts, citations, calls of tools that the provider runs. Empty otherwise.
+    pub blocks: Vec<Value>,
     /// Tools it asks for.
     pub tool_calls: Vec<ToolCall>,
     /// Calls whose arguments are not a JSON object.
@@ -145,6 +163,14 @@ pub enum Error {
         /// The limit that passed.
         limit: Duration,
     },
+    /// The provider has failed so often that it is not asked for a while.
+    #[error("{provider} has failed too often and is not asked for {} s", retry_in.as_secs_f64().ceil())]
+    BreakerOpen {
+        /// The provider.
+        provider: String,
+        /// When it may be asked again.
+        retry_in: Duration,
+    },
 }
 
 impl Error {
@@ -160,13 +186,15 @@ impl Error {
             Self::Rejected { .. } => "MODEL_REJECTED",
             Self::Protocol { .. } => "MODEL_PROTOCOL",
             Self::Timeout { .. } => "MODEL_TIMEOUT",
+            Self::BreakerOpen { .. } => "MODEL_BREAKER_OPEN",
         }
     }
 
-    /// How long the provider asks to wait before the next try.
+    /// How long to wait before the next try, when that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Throttled { retry_after, .. } => *retry_after,
+            Self::BreakerOpen { retry_in, .. } => Some(*retry_in),
             Self::UnknownProvider(..)
             | Self::NoKey { .. }
             | Self::UrlRefused(_)
@@ -181,7 +209,10 @@ impl Error {
     /// Whether the same call may succeed later.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Throttled { .. } | Self::Unavailable { .. } | Self::Timeout { .. } => true,
+            Self::Throttled { .. }
+            | Self::Unavailable { .. }
+            | Self::Timeout { .. }
+            | Self::BreakerOpen { .. } => true,
             Self::UnknownProvider(..)
             | Self::NoKey { .. }
             | Self::UrlRefused(_)
@@ -198,4 +229,9 @@ pub trait ChatModel: Send + Sync {
     /// Asks, and streams the answer. Ends with [`Chunk::Done`] or with an error, never with neither.
     /// Dropping the stream stops the call.
     async fn call(&self, request: Request) -> Result<BoxStream<'static, Result<Chunk, Error>>, Error>;
+
+    /// Most tokens of an answer under these settings; `None` when only the model knows.
+    fn longest_answer(&self, settings: &ModelSettings) -> Option<u64> {
+        settings.max_tokens.map(u64::from)
+    }
 }

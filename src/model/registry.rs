@@ -1,21 +1,41 @@
 //! The configured providers of models, by name.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::{ChatModel, Error, address::AllowedHosts, openai::OpenAi, scripted::Scripted};
-use crate::telemetry::{Gate, Limited, Pass};
+use super::{
+    ChatModel, Error, Prices,
+    address::AllowedHosts,
+    anthropic::Anthropic,
+    breaker,
+    cache::{AnswerCache, CacheConfig},
+    limit::{Desk, Lane, Limits, Pool},
+    openai::OpenAi,
+    scripted::Scripted,
+};
+use crate::{graph::ModelApi, stream::Shelf};
 
 /// Where OpenAI itself answers.
 const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
+/// Where Anthropic itself answers.
+const ANTHROPIC_BASE_URL: &str = "https://api.anthropic.com";
 /// The provider that is always there.
 const SCRIPTED: &str = "scripted";
+/// As many hexadecimal digits of a key's hash tell the keys of one provider apart, and tell nothing of the key.
+const KEY_DIGITS: usize = 8;
 
 /// Which models can be asked, and how patiently.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// OpenAI-compatible providers, by the name definitions use.
+    /// Providers, by the name definitions use.
     pub providers: BTreeMap<String, Provider>,
     /// `MODEL_ALLOWED_HOSTS`: the hosts a definition's `base_url` may name, as `host[:port]` (https) or
     /// `http://host[:port]`. The provider's key is sent to them.
@@ -26,17 +46,66 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// `MODEL_MAX_CONCURRENT`: calls at the same time in this process; others wait.
     pub max_concurrent: usize,
+    /// When a provider that fails is not asked for a while.
+    pub breaker: breaker::Config,
+    /// What models cost; `MODEL_PRICES_FILE` adds to it.
+    pub prices: Arc<Prices>,
+    /// Which answers may be kept for the same question.
+    pub cache: CacheConfig,
 }
 
-/// One OpenAI-compatible provider.
+/// One provider.
 #[derive(Clone, Debug)]
 pub struct Provider {
-    /// Where it answers, without `/chat/completions`.
+    /// What it speaks.
+    pub dialect: Dialect,
+    /// Where it answers, without `/chat/completions`, `/responses` or `/v1/messages`.
     pub base_url: String,
     /// Its key; without one no authorization is sent, as local servers like it.
     pub key: Option<SecretString>,
     /// The environment variable the key comes from, for the error that says it is missing.
     pub key_variable: String,
+    /// The header its key goes in.
+    pub auth: Auth,
+    /// Names and values added to the address of every request, as Azure wants its `api-version`.
+    pub query: Vec<(String, String)>,
+    /// What its server does not do as OpenAI does. Anthropic's dialect has none.
+    pub quirks: BTreeSet<Quirk>,
+    /// What it allows under its key.
+    pub limits: Limits,
+}
+
+/// What a provider speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// OpenAI's, by this interface unless a definition names the other.
+    OpenAi(ModelApi),
+    /// Anthropic's Messages.
+    Anthropic,
+}
+
+/// The header a key goes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// `Authorization: Bearer …`.
+    Bearer,
+    /// `api-key: …`.
+    ApiKey,
+    /// `x-api-key: …`.
+    XApiKey,
+}
+
+/// How an OpenAI-compatible server differs from the plain protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Quirk {
+    /// The limit of the answer's length is called `max_completion_tokens`.
+    MaxCompletionTokens,
+    /// It refuses `stream_options`; answers then come without a count of tokens.
+    NoStreamOptions,
+    /// It refuses `response_format`; the schema of an answer is told in the instructions instead.
+    NoResponseFormat,
+    /// It holds calls to their tool's schema when asked with `strict`, where the schema allows that.
+    StrictTools,
 }
 
 /// How long a model call may take.
@@ -53,14 +122,20 @@ pub struct Timeouts {
 }
 
 impl Default for Config {
-    /// OpenAI without a key, and the scripted model.
+    /// OpenAI and Anthropic without keys, and the scripted model.
     fn default() -> Self {
         Self {
-            providers: BTreeMap::from([("openai".to_owned(), Provider::openai(None, None))]),
+            providers: BTreeMap::from([
+                ("anthropic".to_owned(), Provider::anthropic(None, None)),
+                ("openai".to_owned(), Provider::openai(None, None)),
+            ]),
             allowed_hosts: Vec::new(),
             scripted_dir: None,
             timeouts: Timeouts::default(),
             max_concurrent: 512,
+            breaker: breaker::Config::default(),
+            prices: Arc::default(),
+            cache: CacheConfig::default(),
         }
     }
 }
@@ -69,7 +144,27 @@ impl Provider {
     /// OpenAI, or a server that speaks like it at `base_url`.
     pub fn openai(key: Option<SecretString>, base_url: Option<String>) -> Self {
         let base_url = base_url.unwrap_or_else(|| OPENAI_BASE_URL.to_owned());
-        Self { base_url, key, key_variable: "OPENAI_API_KEY".to_owned() }
+        Self {
+            dialect: Dialect::OpenAi(ModelApi::ChatCompletions),
+            base_url,
+            key,
+            key_variable: "OPENAI_API_KEY".to_owned(),
+            auth: Auth::Bearer,
+            query: Vec::new(),
+            quirks: BTreeSet::new(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// Anthropic, or a server that speaks like it at `base_url`.
+    pub fn anthropic(key: Option<SecretString>, base_url: Option<String>) -> Self {
+        Self {
+            dialect: Dialect::Anthropic,
+            base_url: base_url.unwrap_or_else(|| ANTHROPIC_BASE_URL.to_owned()),
+            key_variable: "ANTHROPIC_API_KEY".to_owned(),
+            auth: Auth::XApiKey,
+            ..Self::openai(key, None)
+        }
     }
 }
 
@@ -86,11 +181,22 @@ impl Default for Timeouts {
     }
 }
 
+/// A provider, and where its calls wait.
+struct Known {
+    model: Arc<dyn ChatModel>,
+    lane: usize,
+}
+
 /// The configured providers.
 #[derive(Clone)]
 pub struct Models {
-    providers: Arc<BTreeMap<String, Arc<dyn ChatModel>>>,
-    calls: Gate,
+    providers: Arc<BTreeMap<String, Known>>,
+    desk: Arc<Desk>,
+    /// Ends the desk's tasks with the last of the providers.
+    _open: Arc<DropGuard>,
+    prices: Arc<Prices>,
+    cache: CacheConfig,
+    kept: Option<Arc<AnswerCache>>,
 }
 
 impl Models {
@@ -99,25 +205,62 @@ impl Models {
     /// Fails with [`Error::Settings`] when a base URL or an allowed host is not one. Asks nobody.
     pub fn new(config: Config) -> Result<Self, Error> {
         let allowed = Arc::new(AllowedHosts::parse(&config.allowed_hosts)?);
-        let mut providers: BTreeMap<String, Arc<dyn ChatModel>> = BTreeMap::new();
+        let (mut providers, mut lanes) = (BTreeMap::new(), Vec::new());
         for (name, provider) in config.providers {
-            let model = OpenAi::new(&name, provider, allowed.clone(), config.timeouts)?;
-            providers.insert(name, Arc::new(model));
+            lanes.push(lane(&name, &provider, config.breaker));
+            let (allowed, timeouts) = (allowed.clone(), config.timeouts);
+            let model: Arc<dyn ChatModel> = match provider.dialect {
+                Dialect::OpenAi(api) => Arc::new(OpenAi::new(&name, (provider, api), allowed, timeouts)?),
+                Dialect::Anthropic => Arc::new(Anthropic::new(&name, provider, allowed, timeouts)?),
+            };
+            providers.insert(name, Known { model, lane: lanes.len() - 1 });
         }
-        providers.insert(SCRIPTED.to_owned(), Arc::new(Scripted::new(config.scripted_dir)));
-        let calls = Gate::new(Limited::ModelCalls, config.max_concurrent);
-        Ok(Self { providers: Arc::new(providers), calls })
+        let scripted = Arc::new(Scripted::new(config.scripted_dir));
+        providers.insert(SCRIPTED.to_owned(), Known { model: scripted, lane: lanes.len() });
+        // Scripts are in this process: nobody limits them, and their failures are meant.
+        let breaker = breaker::Config { failures: 0, ..config.breaker };
+        let limits = Limits::default();
+        lanes.push(Lane { provider: SCRIPTED.to_owned(), shared_as: None, limits, breaker });
+        let closing = CancellationToken::new();
+        let desk = Arc::new(Desk::new(lanes, config.max_concurrent, closing.clone()));
+        let (prices, cache) = (config.prices, config.cache);
+        let (providers, _open) = (Arc::new(providers), Arc::new(closing.drop_guard()));
+        Ok(Self { providers, desk, _open, prices, cache, kept: None })
     }
 
-    /// Waits until the process may make another call; it is under way until the pass is dropped.
-    pub async fn turn(&self) -> Pass {
-        self.calls.enter().await
+    /// The same with answers kept on `shelf`, unless the operator does not want that.
+    pub fn with_shelf(self, shelf: Arc<dyn Shelf>) -> Self {
+        let kept = self.cache.enabled.then(|| Arc::new(AnswerCache::new(self.cache.clone(), shelf)));
+        Self { kept, ..self }
+    }
+
+    /// Kept answers; `None` in a process that keeps none.
+    pub fn kept(&self) -> Option<&AnswerCache> {
+        self.kept.as_deref()
+    }
+
+    /// What models cost.
+    pub fn prices(&self) -> &Prices {
+        &self.prices
+    }
+
+    /// Shares the providers' limits with other processes from now on. Must be called inside a tokio runtime, once.
+    pub fn share(&self, pool: Arc<dyn Pool>) {
+        self.desk.share(pool);
+    }
+
+    /// Where calls of a provider wait.
+    pub(super) fn lane(&self, name: &str) -> Result<(&Arc<Desk>, usize), Error> {
+        self.find(name).map(|known| (&self.desk, known.lane))
     }
 
     /// The provider a definition names; [`Error::UnknownProvider`] lists those there are.
     pub fn provider(&self, name: &str) -> Result<Arc<dyn ChatModel>, Error> {
-        let provider = self.providers.get(name).cloned();
-        provider.ok_or_else(|| {
+        self.find(name).map(|known| known.model.clone())
+    }
+
+    fn find(&self, name: &str) -> Result<&Known, Error> {
+        self.providers.get(name).ok_or_else(|| {
             let known: Vec<_> = self.provider_names().collect();
             Error::UnknownProvider(name.to_owned(), known.join(", "))
         })
@@ -129,6 +272,14 @@ impl Models {
     }
 }
 
+/// The lane of a provider: processes with the same key share what it allows.
+fn lane(name: &str, provider: &Provider, breaker: breaker::Config) -> Lane {
+    let key = provider.key.as_ref().map_or("", |key| key.expose_secret().trim());
+    let hash: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
+    let shared_as = Some(format!("{name}:{}", &hash[..KEY_DIGITS]));
+    Lane { provider: name.to_owned(), shared_as, limits: provider.limits, breaker }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,8 +289,12 @@ mod tests {
         let models = Models::new(Config::default()).expect("the default is valid");
         assert!(models.provider("openai").is_ok());
         assert!(models.provider("scripted").is_ok());
-        let error = models.provider("anthropic").err().expect("not configured");
-        assert_eq!(error.to_string(), r#"unknown model provider "anthropic"; configured: openai, scripted"#);
+        assert!(models.provider("anthropic").is_ok());
+        let error = models.provider("azure").err().expect("not configured");
+        assert_eq!(
+            error.to_string(),
+            r#"unknown model provider "azure"; configured: anthropic, openai, scripted"#
+        );
     }
 
     #[test]

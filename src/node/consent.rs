@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{Asked, TaskView, tool_call, tool_node};
 use crate::{
-    graph::NodeKind,
+    graph::{EFFECT_CLASS, Effect, NodeKind},
     pregel::{Dialogue, Question},
     tool,
     value::{Interrupt, Map, Name, ToolCall, Value},
@@ -33,20 +33,26 @@ pub enum Consent {
     },
 }
 
+/// The kind of the question.
+const KIND: &str = "tool_approval";
+
 /// Asks a person about a call whose tool needs that; every other call goes on as it is.
 pub fn consent(task: TaskView<'_>, asked: Asked, dialogue: &mut Dialogue<'_>) -> Consent {
     let is_call = match &asked {
         Asked::Call(_) | Asked::Task { .. } => true,
         Asked::Refused(..) => false,
     };
-    if !is_call || !is_guarded(task, &asked.call().name) {
+    // A tool that says something else of itself by now does not take a person's word away.
+    let is_guarded = is_call && (is_guarded(task, &asked.call().name) || dialogue.has_asked(KIND));
+    if !is_guarded {
         return Consent::Given { asked, note: None };
     }
     let call = asked.call().clone();
     let mut error = None;
     // Ends because every turn takes an answer.
     loop {
-        let answer = match dialogue.ask(question(task.origin().node, &call, error.take())) {
+        let effect = effect_of(task, &call.name);
+        let answer = match dialogue.ask(question(task.origin().node, (&call, effect), error.take())) {
             Ok(answer) => answer,
             Err(interrupt) => return Consent::Waits(Arc::new(interrupt)),
         };
@@ -73,9 +79,16 @@ pub fn consent(task: TaskView<'_>, asked: Asked, dialogue: &mut Dialogue<'_>) ->
 /// Whether a person must approve of the tool's calls at this node.
 fn is_guarded(task: TaskView<'_>, tool: &Name) -> bool {
     if let NodeKind::Tools(node) = &task.node.kind {
-        return node.approvals.contains(tool);
+        let class = effect_of(task, tool).map(|effect| format!("{EFFECT_CLASS}{}", effect.as_str()));
+        let is_of_class = |name: &Name| Some(&**name) == class.as_deref();
+        return task.tools.allow(&node.approvals, tool) || node.approvals.iter().any(is_of_class);
     }
     task.graph.tools.get(tool).is_some_and(|tool| tool.requires_approval)
+}
+
+/// What a call of the tool does outside; a delegation says nothing about it.
+fn effect_of(task: TaskView<'_>, tool: &Name) -> Option<Effect> {
+    task.tools.get(tool).map(|tool| tool.effect())
 }
 
 /// The call with the arguments that a person gave it, or what is wrong with them.
@@ -108,9 +121,9 @@ fn decision(answer: &Value) -> Decision {
     }
 }
 
-fn question(node: &str, call: &ToolCall, error: Option<String>) -> Question {
+fn question(node: &str, (call, effect): (&ToolCall, Option<Effect>), error: Option<String>) -> Question {
     let mut value = json!({
-        "kind": "tool_approval",
+        "kind": KIND,
         "node": node,
         "tool": &*call.name,
         "tool_call_id": &*call.id,
@@ -121,6 +134,9 @@ fn question(node: &str, call: &ToolCall, error: Option<String>) -> Question {
             call.name
         ),
     });
+    if let Some(effect) = effect {
+        value["effect"] = effect.as_str().into();
+    }
     if let Some(error) = error {
         value["error"] = error.into();
     }

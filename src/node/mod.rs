@@ -2,7 +2,9 @@
 //!
 //! **Invariant:** a node keeps nothing between tasks; what it did is in its writes.
 
+mod accounting;
 mod approval;
+mod asking;
 mod command;
 mod consent;
 mod correction;
@@ -10,7 +12,9 @@ mod delegation;
 mod inputs;
 mod map;
 mod model_call;
+mod recall;
 mod router;
+mod scrubbed;
 mod spending;
 mod summary;
 mod tool_call;
@@ -24,12 +28,12 @@ pub use consent::{Consent, consent};
 pub use delegation::{child_input, merge_back};
 pub use inputs::reads;
 pub use map::item_error;
-pub use spending::{Budget, Calls, Spending};
+pub use spending::{Budget, Calls, Exhausted, Spending};
 pub use tool_call::{
     Asked, Told, asked, finish as finish_tool, idempotency_key, run as run_tool, start as start_tool,
 };
 pub use tool_node::{call_of, finish_call};
-pub use tool_set::ToolSet;
+pub use tool_set::{ToolSet, find_tools};
 pub use tries::Try;
 
 use std::sync::Arc;
@@ -43,7 +47,8 @@ use crate::{
     model::{self, Models, retry},
     pregel::Write,
     stream::{Emitter, Origin},
-    telemetry::{label, metric},
+    telemetry::{label, metric, scrub::Scrubber},
+    tool,
     value::{Map, Name, State},
 };
 
@@ -77,13 +82,11 @@ pub enum Error {
     #[error("the model refused to answer: {0}")]
     Refused(String),
     /// The job has spent what it may spend.
-    #[error("the budget of {limit} tokens is exhausted ({spent} spent)")]
-    Budget {
-        /// Tokens allowed.
-        limit: u64,
-        /// Tokens spent.
-        spent: u64,
-    },
+    #[error(transparent)]
+    Budget(#[from] Exhausted),
+    /// The job has a budget of dollars, and the price of a model is not known.
+    #[error("budget.max_cost_usd cannot be kept: no price is known for the model {0:?}")]
+    Unpriced(String),
     /// The node took longer than its `timeout_seconds`.
     #[error("the node took longer than {0} s")]
     Timeout(f64),
@@ -103,6 +106,9 @@ pub enum Error {
         /// The code of what went wrong, as far as it is known.
         reason: String,
     },
+    /// Whoever lists the node's tools does not say which they are.
+    #[error(transparent)]
+    Tools(tool::Error),
     /// The model that should summarise the conversation wrote nothing.
     #[error("the model wrote no summary of the conversation")]
     Summary,
@@ -134,10 +140,12 @@ impl Error {
             Self::Output(_) => "NODE_OUTPUT_INVALID",
             Self::Undecided(_) => "NODE_ROUTE_UNDECIDED",
             Self::Refused(_) => "NODE_MODEL_REFUSED",
-            Self::Budget { .. } => BUDGET_EXHAUSTED,
+            Self::Budget(_) => BUDGET_EXHAUSTED,
+            Self::Unpriced(_) => "MODEL_PRICE_UNKNOWN",
             Self::Timeout(_) => "NODE_TIMEOUT",
             Self::TooManyItems { .. } => "NODE_TOO_MANY_ITEMS",
             Self::Tool { .. } => TOOL_FAILED,
+            Self::Tools(error) => error.code(),
             Self::Summary => "NODE_SUMMARY_EMPTY",
             Self::Idle(_) => "NODE_IDLE_TIMEOUT",
             Self::ModelCalls(_) => "MODEL_CALL_LIMIT",
@@ -151,11 +159,13 @@ impl Error {
         let retryable = match self {
             Self::Model(error) => error.is_retryable(),
             Self::Timeout(_) | Self::Idle(_) | Self::Summary => true,
+            Self::Tools(error) => matches!(error, tool::Error::McpUnavailable { .. }),
             Self::Expression { .. }
             | Self::Output(_)
             | Self::Undecided(_)
             | Self::Refused(_)
-            | Self::Budget { .. }
+            | Self::Budget(_)
+            | Self::Unpriced(_)
             | Self::TooManyItems { .. }
             | Self::Tool { .. }
             | Self::ModelCalls(_)
@@ -163,7 +173,8 @@ impl Error {
             | Self::Call => false,
         };
         let code = self.code().to_owned();
-        Failure { code, message: self.to_string(), node: Some(node.to_owned()), retryable }
+        let message = Scrubber::process().report(&self.to_string()).into_owned();
+        Failure { code, message, node: Some(node.to_owned()), retryable }
     }
 }
 
@@ -224,22 +235,9 @@ impl<'a> TaskView<'a> {
         parts.join("/")
     }
 
-    /// Who events of this task are about: the agent, for its tools.
+    /// Who events of this task are about: the agent, for its tools and summaries.
     pub fn origin(&self) -> Origin<'a> {
-        let node = match &self.node.kind {
-            NodeKind::Tools(tools) => &tools.agent,
-            NodeKind::Summary(summary) => &summary.agent,
-            NodeKind::Model(_)
-            | NodeKind::Transform(_)
-            | NodeKind::Router(_)
-            | NodeKind::Approval(_)
-            | NodeKind::Fail(_)
-            | NodeKind::Map(_)
-            | NodeKind::Gather
-            | NodeKind::Subgraph(_)
-            | NodeKind::Tool(_) => &self.node.name,
-        };
-        Origin { node, ns: self.ns }
+        Origin { node: self.node.kind.agent().unwrap_or(&self.node.name), ns: self.ns }
     }
 }
 
@@ -254,10 +252,10 @@ pub async fn run(scope: &Scope, task: TaskView<'_>) -> Result<Vec<Write>, Error>
 
 async fn dispatch(scope: &Scope, task: TaskView<'_>) -> Result<Vec<Write>, Error> {
     match &task.node.kind {
-        NodeKind::Model(node) => model_call::run(scope, task, node).await,
+        NodeKind::Model(node) => model_call::run(scope, task, node).await.map(scrubbed::writes),
         NodeKind::Transform(node) => transform::run(task, node),
-        NodeKind::Summary(node) => summary::run(scope, task, node).await,
-        NodeKind::Router(node) => router::run(scope, task, node).await,
+        NodeKind::Summary(node) => summary::run(scope, task, node).await.map(scrubbed::writes),
+        NodeKind::Router(node) => router::run(scope, task, node).await.map(scrubbed::writes),
         NodeKind::Map(node) => map::run(task, node),
         NodeKind::Gather => Ok(Vec::new()),
         // Those need more than a state: the run answers calls, asks people and runs graphs.

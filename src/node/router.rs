@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
-use super::{Error, Scope, TaskView, model_call};
+use super::{Error, Scope, TaskView, asking, model_call};
 use crate::{
     graph::{RouterNode, Schema},
     model::Request,
@@ -62,7 +62,7 @@ async fn choose(scope: &Scope, task: TaskView<'_>, node: &RouterNode) -> Result<
     let schema = Schema::compile(&schema).map_err(Error::Output)?;
     let mut problems = String::new();
     for number in 0..=CORRECTIONS {
-        let answer = model_call::ask(scope, task, request.clone()).await?;
+        let answer = asking::ask(scope, task, request.clone()).await?;
         match read(&schema, &answer.reply.text) {
             Ok(choice) => return Ok(choice),
             Err(wrong) => problems = wrong,

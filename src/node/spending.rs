@@ -1,22 +1,93 @@
 //! What a job spends on models, and the budget it must stay in.
+//!
+//! **Invariant:** calls that run side by side never hold more of the budget than is left of it.
 
 use std::{
-    collections::BTreeMap,
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Instant,
 };
 
+use tokio::sync::Notify;
+
 use super::Error;
-use crate::{graph::CallLimits, job::Spent, value::Usage};
+use crate::{
+    graph::CallLimits,
+    job::{Expense, Spent},
+    value::Cost,
+};
 
 /// What a job may spend.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Budget {
     /// Most tokens, read and written together.
     pub max_tokens: Option<u64>,
+    /// Most dollars.
+    pub max_cost: Option<Cost>,
+    /// Most requests to models.
+    pub max_model_calls: Option<u64>,
 }
 
-/// Counts the tokens of one job.
+/// What is missing of a budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Exhausted {
+    /// All tokens are spent.
+    #[error("the budget of {limit} tokens is exhausted ({spent} spent)")]
+    Tokens {
+        /// Tokens allowed.
+        limit: u64,
+        /// Tokens spent.
+        spent: u64,
+    },
+    /// The next call may take more tokens than are left.
+    #[error("the next model call may take {need} tokens, and {spent} of the budget of {limit} are spent")]
+    NextTokens {
+        /// Tokens allowed.
+        limit: u64,
+        /// Tokens spent.
+        spent: u64,
+        /// Estimate of the prompt and the longest answer.
+        need: u64,
+    },
+    /// All dollars are spent.
+    #[error("the budget of {limit} dollars is exhausted ({spent} spent)")]
+    Cost {
+        /// Dollars allowed.
+        limit: Cost,
+        /// Dollars spent.
+        spent: Cost,
+    },
+    /// The next call may cost more than is left.
+    #[error("the next model call may cost {need} dollars, and {spent} of the budget of {limit} are spent")]
+    NextCost {
+        /// Dollars allowed.
+        limit: Cost,
+        /// Dollars spent.
+        spent: Cost,
+        /// Estimate of the prompt and the longest answer.
+        need: Cost,
+    },
+    /// Models have been asked as often as they may be.
+    #[error("the budget of {0} model calls is exhausted")]
+    Calls(u64),
+}
+
+/// What a call may take of a budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Need {
+    /// Tokens, read and written together.
+    pub(super) tokens: u64,
+    /// Dollars; `None` when nobody knows.
+    pub(super) cost: Option<Cost>,
+}
+
+/// A call that is under way; what it may take is held back until this is dropped.
+#[derive(Debug)]
+pub(super) struct Admitted<'a> {
+    spending: &'a Spending,
+    need: Need,
+}
+
+/// Counts what one job spends.
 #[derive(Debug)]
 pub struct Spending {
     budget: Budget,
@@ -24,6 +95,8 @@ pub struct Spending {
     /// What the job's definition allows; known once it is compiled.
     limits: OnceLock<CallLimits>,
     counts: Mutex<Counts>,
+    /// Tells those that wait that a call has ended.
+    ended: Notify,
 }
 
 /// Calls of one job.
@@ -43,20 +116,121 @@ struct Counts {
     before: Spent,
     /// Calls, earlier attempts included.
     calls: Calls,
+    /// What calls under way may take.
+    held_tokens: u64,
+    held_cost: Cost,
     first_token_seen: bool,
+}
+
+impl Counts {
+    fn spent(&self) -> Spent {
+        let mut sums = self.before.clone();
+        sums.add_all(&self.now);
+        sums
+    }
 }
 
 impl Spending {
     /// Nothing spent yet.
     pub fn new(budget: Budget) -> Self {
-        Self { budget, started: Instant::now(), limits: OnceLock::new(), counts: Mutex::default() }
+        Self {
+            budget,
+            started: Instant::now(),
+            limits: OnceLock::new(),
+            counts: Mutex::default(),
+            ended: Notify::new(),
+        }
     }
 
-    /// Refuses the next model call when the budget is used up.
-    pub fn check(&self) -> Result<(), Error> {
-        let Some(limit) = self.budget.max_tokens else { return Ok(()) };
-        let spent = self.spent().by_model.values().map(|usage| usage.total_tokens).sum();
-        if spent >= limit { Err(Error::Budget { limit, spent }) } else { Ok(()) }
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether what a call may take must be known before it.
+    pub(super) fn has_budget(&self) -> bool {
+        self.budget.max_tokens.is_some() || self.budget.max_cost.is_some()
+    }
+
+    /// Waits while only the calls under way leave too little for one more: they may take less than they may. Holds back
+    /// nothing, so that whoever waits for its turn afterwards keeps no other call of the job waiting.
+    pub(super) async fn room(&self, need: Need, model: &str) -> Result<(), Error> {
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            // From now on no end is missed.
+            ended.as_mut().enable();
+            if self.fits(&self.counts(), need, model)? {
+                return Ok(());
+            }
+            ended.await;
+        }
+    }
+
+    /// Counts one request to a model, and holds back what it may take; or refuses it because that would break the budget.
+    /// `None` while only the calls under way leave too little.
+    pub(super) fn try_admit(&self, need: Need, model: &str) -> Result<Option<Admitted<'_>>, Error> {
+        let mut counts = self.counts();
+        if !self.fits(&counts, need, model)? {
+            return Ok(None);
+        }
+        counts.calls.model += 1;
+        counts.held_tokens = counts.held_tokens.saturating_add(need.tokens);
+        counts.held_cost = counts.held_cost.plus(need.cost.unwrap_or_default());
+        Ok(Some(Admitted { spending: self, need }))
+    }
+
+    /// Whether one more call fits beside those under way. Fails when it would not fit even without them.
+    fn fits(&self, counts: &Counts, need: Need, model: &str) -> Result<bool, Error> {
+        self.check_calls(counts.calls.model)?;
+        if !self.has_budget() {
+            return Ok(true);
+        }
+        let spent = counts.spent();
+        let tokens_left = self.check_tokens(spent.total_tokens(), (need.tokens, counts.held_tokens))?;
+        let cost_left = self.check_cost(spent.cost(), (need.cost, counts.held_cost), model)?;
+        Ok(tokens_left && cost_left)
+    }
+
+    fn check_calls(&self, made: u64) -> Result<(), Error> {
+        if let Some(limit) = self.limits().model_calls.filter(|limit| made >= *limit) {
+            return Err(Error::ModelCalls(limit));
+        }
+        match self.budget.max_model_calls {
+            Some(limit) if made >= limit => Err(Exhausted::Calls(limit).into()),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Whether the call fits beside those under way. Fails when it would not fit even without them.
+    fn check_tokens(&self, spent: u64, (need, held): (u64, u64)) -> Result<bool, Error> {
+        let Some(limit) = self.budget.max_tokens else { return Ok(true) };
+        let after = spent.saturating_add(need);
+        if spent >= limit {
+            return Err(Exhausted::Tokens { limit, spent }.into());
+        }
+        if after > limit {
+            return Err(Exhausted::NextTokens { limit, spent, need }.into());
+        }
+        Ok(after.saturating_add(held) <= limit)
+    }
+
+    fn check_cost(
+        &self,
+        spent: Cost,
+        (need, held): (Option<Cost>, Cost),
+        model: &str,
+    ) -> Result<bool, Error> {
+        let Some(limit) = self.budget.max_cost else { return Ok(true) };
+        // A budget that cannot be kept must not look as if it were.
+        let need = need.ok_or_else(|| Error::Unpriced(model.to_owned()))?;
+        let after = spent.plus(need);
+        if spent >= limit && need > Cost::ZERO {
+            return Err(Exhausted::Cost { limit, spent }.into());
+        }
+        if after > limit && need > Cost::ZERO {
+            return Err(Exhausted::NextCost { limit, spent, need }.into());
+        }
+        Ok(need == Cost::ZERO || after.plus(held) <= limit)
     }
 
     /// Says how often the job may call; the first limits count.
@@ -68,21 +242,9 @@ impl Spending {
         self.limits.get().copied().unwrap_or_default()
     }
 
-    /// Counts one request to a model, or refuses it.
-    pub fn model_call(&self) -> Result<(), Error> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.limits().model_calls {
-            Some(limit) if counts.calls.model >= limit => Err(Error::ModelCalls(limit)),
-            _ => {
-                counts.calls.model += 1;
-                Ok(())
-            }
-        }
-    }
-
     /// Counts the calls of tools that one superstep is about to make, or refuses all of them.
     pub fn tool_calls(&self, more: u64) -> Result<(), Error> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts();
         let asked = counts.calls.tool.saturating_add(more);
         match self.limits().tool_calls {
             Some(limit) if more > 0 && asked > limit => Err(Error::ToolCalls { limit, asked }),
@@ -93,119 +255,52 @@ impl Spending {
         }
     }
 
-    /// Calls of the job so far, when the definition limits them.
+    /// Calls of the job so far, when something limits them.
     pub fn limited_calls(&self) -> Option<Calls> {
-        let is_limited = self.limits() != CallLimits::default();
-        is_limited.then(|| self.counts.lock().unwrap_or_else(PoisonError::into_inner).calls)
+        let is_limited = self.limits() != CallLimits::default() || self.budget.max_model_calls.is_some();
+        is_limited.then(|| self.counts().calls)
     }
 
     /// Takes over what a checkpoint of an earlier attempt says the job had called by then; as
     /// [`Spending::restore`], the greatest counts.
     pub fn restore_calls(&self, calls: Calls) {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts();
         let Calls { model, tool } = counts.calls;
         counts.calls = Calls { model: model.max(calls.model), tool: tool.max(calls.tool) };
     }
 
-    /// Adds the tokens of one call to `provider:model` that `node` made.
-    pub fn add(&self, model: String, node: String, usage: &Usage) {
-        let now = &mut self.counts.lock().unwrap_or_else(PoisonError::into_inner).now;
-        for (sums, key) in [(&mut now.by_model, model), (&mut now.by_node, node)] {
-            let sum = sums.entry(key).or_default();
-            *sum = combine(sum, usage, u64::saturating_add);
-        }
+    /// Adds one call to `provider:model` that `node` made.
+    pub fn add(&self, model: String, node: String, expense: &Expense) {
+        self.counts().now.add(model, node, expense);
     }
 
     /// Takes over what a checkpoint of an earlier attempt says the job had spent by then. Checkpoints of
     /// graphs that ran side by side say overlapping sums: the greatest counts.
     pub fn restore(&self, spent: &Spent) {
-        let before = &mut self.counts.lock().unwrap_or_else(PoisonError::into_inner).before;
-        merge(&mut before.by_model, &spent.by_model, u64::max);
-        merge(&mut before.by_node, &spent.by_node, u64::max);
+        self.counts().before.at_least(spent);
     }
 
-    /// Tokens of the job so far.
+    /// What the job has spent so far.
     pub fn spent(&self) -> Spent {
-        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut sums = counts.before.clone();
-        merge(&mut sums.by_model, &counts.now.by_model, u64::saturating_add);
-        merge(&mut sums.by_node, &counts.now.by_node, u64::saturating_add);
-        sums
+        self.counts().spent()
     }
 
     /// Seconds from the start of the attempt, the first time this is called; `None` afterwards.
     pub fn first_token(&self) -> Option<f64> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let first = !std::mem::replace(&mut counts.first_token_seen, true);
+        let first = !std::mem::replace(&mut self.counts().first_token_seen, true);
         first.then(|| self.started.elapsed().as_secs_f64())
     }
 }
 
-fn merge(into: &mut BTreeMap<String, Usage>, from: &BTreeMap<String, Usage>, with: fn(u64, u64) -> u64) {
-    for (key, usage) in from {
-        let sum = into.entry(key.clone()).or_default();
-        *sum = combine(sum, usage, with);
-    }
-}
-
-fn combine(left: &Usage, right: &Usage, with: fn(u64, u64) -> u64) -> Usage {
-    Usage {
-        input_tokens: with(left.input_tokens, right.input_tokens),
-        output_tokens: with(left.output_tokens, right.output_tokens),
-        total_tokens: with(left.total_tokens, right.total_tokens),
-        ..Usage::default()
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.spending.counts();
+        counts.held_tokens = counts.held_tokens.saturating_sub(self.need.tokens);
+        counts.held_cost = counts.held_cost.minus(self.need.cost.unwrap_or_default());
+        drop(counts);
+        self.spending.ended.notify_waiters();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_used_up_budget_refuses_the_next_call() {
-        let spending = Spending::new(Budget { max_tokens: Some(10) });
-        spending.check().expect("nothing is spent");
-        spending.add("p:m".into(), "n".into(), &Usage { total_tokens: 10, ..Usage::default() });
-        let refused = spending.check().expect_err("all is spent");
-        assert_eq!(refused.to_string(), "the budget of 10 tokens is exhausted (10 spent)");
-        Spending::new(Budget::default()).check().expect("no budget, no limit");
-    }
-
-    #[test]
-    fn overlapping_sums_of_earlier_attempts_count_once() {
-        let total = |total_tokens| Usage { total_tokens, ..Usage::default() };
-        let spending = Spending::new(Budget { max_tokens: Some(25) });
-        for sum in [10, 15, 12] {
-            let by_model = BTreeMap::from([("p:m".to_owned(), total(sum))]);
-            let by_node = BTreeMap::from([("n".to_owned(), total(sum))]);
-            spending.restore(&Spent { by_model, by_node });
-        }
-        spending.add("p:m".into(), "n".into(), &total(5));
-        spending.check().expect("20 of 25 are spent");
-        assert_eq!(spending.spent().by_model["p:m"].total_tokens, 20);
-        assert_eq!(spending.spent().by_node["n"].total_tokens, 20);
-        spending.add("p:other".into(), "n".into(), &total(5));
-        spending.check().expect_err("all is spent");
-    }
-
-    #[test]
-    fn calls_beyond_a_limit_are_refused_and_not_counted() {
-        let spending = Spending::new(Budget::default());
-        assert_eq!(spending.limited_calls(), None);
-        spending.limit(CallLimits { model_calls: Some(2), tool_calls: Some(3) });
-        spending.restore_calls(Calls { model: 1, tool: 1 });
-        spending.model_call().expect("the second");
-        assert!(matches!(spending.model_call(), Err(Error::ModelCalls(2))));
-        assert!(matches!(spending.tool_calls(3), Err(Error::ToolCalls { limit: 3, asked: 4 })));
-        spending.tool_calls(2).expect("three in all");
-        spending.tool_calls(0).expect("none is no call");
-        assert_eq!(spending.limited_calls(), Some(Calls { model: 2, tool: 3 }));
-    }
-
-    #[test]
-    fn only_the_first_token_of_an_attempt_is_timed() {
-        let spending = Spending::new(Budget::default());
-        assert!(spending.first_token().is_some());
-        assert!(spending.first_token().is_none());
-    }
-}
+mod tests;

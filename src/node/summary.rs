@@ -5,10 +5,7 @@
 
 use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
-use super::{
-    Error, Scope, TaskView,
-    model_call::{ask, render},
-};
+use super::{Error, Scope, TaskView, asking::ask, model_call::render};
 use crate::{
     graph::{ModelNode, SummaryLimits, SummaryNode},
     model::Request,
@@ -17,10 +14,10 @@ use crate::{
 };
 
 /// Characters that count as a token where the provider has not counted; as LangChain estimates.
-const CHARS_PER_TOKEN: u64 = 4;
+pub(super) const CHARS_PER_TOKEN: u64 = 4;
 
 /// Tokens of a message besides its text: role and marks.
-const TOKENS_PER_MESSAGE: u64 = 3;
+pub(super) const TOKENS_PER_MESSAGE: u64 = 3;
 
 /// Most characters of the conversation that are summarised in one call, whatever the trigger: about 250,000 tokens.
 const MAX_TRANSCRIPT_CHARS: usize = 1_000_000;

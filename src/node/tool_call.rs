@@ -3,16 +3,16 @@
 use std::{sync::Arc, time::Instant};
 
 use serde::Serialize;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
-use super::{Error, Scope, TaskView, command, tool_set::TASK};
+use super::{Error, Scope, TaskView, command, scrubbed::clean, tool_set::TASK};
 use crate::{
     graph::{NodeKind, ToolsNode},
     ids,
     pregel::Write,
     stream::EventType,
-    telemetry::{label, metric},
+    telemetry::{label, metric, scrub},
     tool::{self, Answer},
     value::{InvalidToolCall, Message, Role, ToolCall, ToolStatus, Value},
 };
@@ -71,8 +71,8 @@ pub fn asked(task: TaskView<'_>, argument: &Value) -> Result<Asked, Error> {
 }
 
 pub(super) fn decide(task: TaskView<'_>, node: &ToolsNode, call: ToolCall) -> Asked {
-    if !node.tools.contains(&call.name) {
-        let known = node.tools.iter().map(ToString::to_string).collect();
+    if !task.tools.allow(&node.tools, &call.name) {
+        let known = task.tools.names(&node.tools);
         let unknown = tool::Error::Unknown { name: call.name.to_string(), known };
         return Asked::Refused(call, unknown.into());
     }
@@ -113,26 +113,54 @@ pub fn start(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> Instant {
         tool_input: Json,
         tool_call_id: &'a str,
     }
-    let tool_input = Value::Map(Arc::new(call.args.clone())).to_json();
+    let mut tool_input = Value::Map(Arc::new(call.args.clone())).to_json();
+    scrub::hide_named(&mut tool_input);
     let data = Start { tool_name: &call.name, tool_input, tool_call_id: &call.id };
     scope.emitter.emit(EventType::ToolStart, task.origin(), data);
     Instant::now()
 }
 
-/// Runs the call, within the time its node allows. Whoever calls has the tool's turn.
+/// Runs the call, within the time that its node and its tool allow. Whoever calls has the tool's turn.
 pub async fn run(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> Answer {
     let Some(tool) = task.tools.get(&call.name) else { return Answer::error("the tool is not available") };
     let key = idempotency_key(scope, task, call);
     let now = scope.clock.now();
     let asked = tool::Call { id: &call.id, args: &call.args, state: task.state, now, idempotency_key: &key };
-    let answer = match task.node.policy.timeout {
-        None => tool.call(asked).await,
+    let tell = |progress| tell_progress(scope, task, call, progress);
+    let policy = tool.policy();
+    let limit = [task.node.policy.timeout, policy.timeout].into_iter().flatten().min();
+    let answer = match limit {
+        None => tool.call_telling(asked, &tell).await,
         Some(limit) => {
-            let answered = tokio::time::timeout(limit, tool.call(asked)).await;
+            let answered = tokio::time::timeout(limit, tool.call_telling(asked, &tell)).await;
             answered.unwrap_or_else(|_| tool::Error::Timeout(limit).into())
         }
     };
-    command::carry_out(task, call, answer)
+    // A tool may offer more than the graph keeps: what it found, for those who have a channel for it.
+    let mut answer = policy.bounded(command::carry_out(task, call, scrubbed(answer)));
+    answer.writes.retain(|(channel, _)| task.graph.channels.contains_key(channel));
+    answer
+}
+
+/// The answer without known secrets: from here it goes to models, into checkpoints and into the ledger.
+fn scrubbed(answer: Answer) -> Answer {
+    let scrubber = scrub::Scrubber::process();
+    let content = scrubber.text(&answer.content).into_owned();
+    let writes = answer.writes.into_iter().map(|(channel, value)| (channel, clean(value))).collect();
+    Answer { content, writes, ..answer }
+}
+
+/// Tells readers how far a call is.
+fn tell_progress(scope: &Scope, task: TaskView<'_>, call: &ToolCall, progress: tool::Progress) {
+    let data = json!({
+        "kind": "tool_progress",
+        "tool_name": &*call.name,
+        "tool_call_id": &*call.id,
+        "progress": progress.done,
+        "total": progress.total,
+        "message": progress.message,
+    });
+    scope.emitter.emit(EventType::Custom, task.origin(), data);
 }
 
 /// An answer to a call.

@@ -64,7 +64,8 @@ pub fn finish_call(
     if answer.status == ToolStatus::Error {
         // The rest of the answer may hold anything; readers of the events have it.
         let code = answer.content.split_once(": ").map(|(code, _)| code);
-        let code = code.filter(|code| code.starts_with("TOOL_") && !code.contains(char::is_whitespace));
+        let is_ours = |code: &&str| code.starts_with("TOOL_") || code.starts_with("SECRET_");
+        let code = code.filter(|code| is_ours(code) && !code.contains(char::is_whitespace));
         let reason = code.unwrap_or("its answer says why, see on_tool_end").to_owned();
         return Err(Error::Tool { tool: call.name.to_string(), reason });
     }

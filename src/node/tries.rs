@@ -47,6 +47,11 @@ impl Try {
         self.left.lock().unwrap_or_else(PoisonError::into_inner).said.clone()
     }
 
+    /// Whether readers have heard a part of this message.
+    pub(super) fn has_said(&self, message_id: &str) -> bool {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).said.iter().any(|said| said == message_id)
+    }
+
     /// How long a provider asks to wait.
     pub fn asked_to_wait(&self) -> Option<Duration> {
         self.left.lock().unwrap_or_else(PoisonError::into_inner).asked_to_wait

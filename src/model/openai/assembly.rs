@@ -5,48 +5,21 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use serde_json::Value as Json;
-
 use super::wire::{Answer, CallDelta, usage};
 use crate::{
-    model::{Chunk, Reply},
-    value::{InvalidToolCall, ToolCall, Value},
+    model::{
+        Chunk, Reply,
+        answer::{Assemble, Fault, MAX_TOOL_CALLS, Progress, Size, arguments, too_many_calls, unreadable},
+    },
+    value::{InvalidToolCall, ToolCall},
 };
-
-/// Most bytes of text and arguments of one reply; ten times what the longest answers have.
-const MAX_REPLY_BYTES: usize = 8 << 20;
-/// Most tool calls of one reply; OpenAI's own limit of tools is the same.
-const MAX_TOOL_CALLS: usize = 128;
-
-/// Why an answer cannot be read on.
-#[derive(Debug, PartialEq)]
-pub(super) enum Fault {
-    /// The provider reports an error in the middle of the answer.
-    Complaint(Json),
-    /// The answer is not what the protocol allows.
-    Unreadable(String),
-}
-
-/// How far the answer is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Progress {
-    /// Nothing of the answer came yet.
-    #[default]
-    Silent,
-    /// It began, and would be cut if it ended now.
-    Started,
-    /// It is complete; its usage may follow.
-    Finished,
-    /// The provider said that nothing follows.
-    Closed,
-}
 
 /// An answer as far as it came.
 #[derive(Debug, Default)]
 pub(super) struct Assembly {
     reply: Reply,
     calls: Vec<PartialCall>,
-    size: usize,
+    size: Size,
     progress: Progress,
 }
 
@@ -58,19 +31,16 @@ struct PartialCall {
     args: String,
 }
 
-impl Assembly {
-    /// How far the answer is.
-    pub(super) fn progress(&self) -> Progress {
+impl Assemble for Assembly {
+    fn progress(&self) -> Progress {
         self.progress
     }
 
-    /// Nothing follows.
-    pub(super) fn close(&mut self) {
+    fn close(&mut self) {
         self.progress = Progress::Closed;
     }
 
-    /// Takes the data of one event; what it brings of the text goes to `ready`.
-    pub(super) fn event(&mut self, name: &str, data: &str, ready: &mut VecDeque<Chunk>) -> Result<(), Fault> {
+    fn event(&mut self, name: &str, data: &str, ready: &mut VecDeque<Chunk>) -> Result<(), Fault> {
         let data = data.trim();
         if self.progress == Progress::Closed || data.is_empty() {
             return Ok(());
@@ -92,8 +62,7 @@ impl Assembly {
         }
     }
 
-    /// Takes a whole answer that came as one JSON object.
-    pub(super) fn whole(&mut self, body: &[u8], ready: &mut VecDeque<Chunk>) -> Result<(), Fault> {
+    fn whole(&mut self, body: &[u8], ready: &mut VecDeque<Chunk>) -> Result<(), Fault> {
         let text = String::from_utf8_lossy(body);
         let answer = serde_json::from_str::<Answer<'_>>(&text)
             .map_err(|error| unreadable("the answer is not a completion", &error))?;
@@ -105,91 +74,8 @@ impl Assembly {
         Ok(())
     }
 
-    fn answer(&mut self, answer: Answer<'_>, ready: &mut VecDeque<Chunk>) -> Result<(), Fault> {
-        if let Some(complaint) = answer.complaint() {
-            return Err(Fault::Complaint(complaint));
-        }
-        if self.reply.model.is_none() && !answer.model.0.is_empty() {
-            self.reply.model = Some(answer.model.0.clone().into_owned());
-        }
-        // Some servers count anew in every chunk; the last count is the whole.
-        if let Some(usage) = answer.usage.and_then(usage) {
-            self.reply.usage = Some(usage);
-        }
-        let Some(mut choice) = answer.choice() else {
-            return Ok(());
-        };
-        self.progress = self.progress.max(Progress::Started);
-        let news = choice.take_news();
-        if !news.content.0.is_empty() {
-            self.grow(news.content.0.len())?;
-            self.reply.text.push_str(&news.content.0);
-            ready.push_back(Chunk::Text(news.content.0.into_owned()));
-        }
-        if !news.refusal.0.is_empty() {
-            self.grow(news.refusal.0.len())?;
-            self.reply.refusal.get_or_insert_default().push_str(&news.refusal.0);
-        }
-        let deltas = news.tool_calls.unwrap_or_default();
-        let alone = deltas.len() == 1;
-        for (place, delta) in deltas.into_iter().enumerate() {
-            self.call(delta, (!alone).then_some(place))?;
-        }
-        if !choice.finish_reason.0.is_empty() {
-            self.reply.finish_reason = Some(choice.finish_reason.0.into_owned());
-            self.progress = self.progress.max(Progress::Finished);
-        }
-        Ok(())
-    }
-
-    fn grow(&mut self, bytes: usize) -> Result<(), Fault> {
-        self.size += bytes;
-        if self.size > MAX_REPLY_BYTES {
-            return Err(Fault::Unreadable(format!("the answer is longer than {MAX_REPLY_BYTES} bytes")));
-        }
-        Ok(())
-    }
-
-    /// Takes a piece of a tool call; `place` is its place among the pieces that came together.
-    fn call(&mut self, delta: CallDelta<'_>, place: Option<usize>) -> Result<(), Fault> {
-        let index = delta.index();
-        let function = delta.function.unwrap_or_default();
-        let (id, name) = (&*delta.id.0, &*function.name.0);
-        let known = match (index, id) {
-            (Some(index), _) => self.calls.iter().rposition(|call| call.index == Some(index)),
-            (None, "") => place.or(self.calls.len().checked_sub(1)).filter(|at| *at < self.calls.len()),
-            (None, id) => self.calls.iter().position(|call| call.id == id),
-        };
-        let at = match known.filter(|at| self.calls[*at].continues(index, id, name)) {
-            Some(at) => at,
-            None if self.calls.len() == MAX_TOOL_CALLS => {
-                return Err(Fault::Unreadable(format!(
-                    "the answer has more than {MAX_TOOL_CALLS} tool calls"
-                )));
-            }
-            None => {
-                self.calls.push(PartialCall { index, ..PartialCall::default() });
-                self.calls.len() - 1
-            }
-        };
-        let arguments = function.arguments();
-        self.grow(id.len() + name.len() + arguments.len())?;
-        let call = &mut self.calls[at];
-        if call.id.is_empty() {
-            call.id.push_str(id);
-        }
-        // Most send the name once, some in pieces, some again with every piece.
-        if call.name != name {
-            call.name.push_str(name);
-        }
-        call.args.push_str(&arguments);
-        Ok(())
-    }
-
-    /// The reply. `earlier_calls` is how many tool calls the conversation has already: calls that came without
-    /// an id are numbered on from there, so that their ids are unique in it.
-    pub(super) fn finish(self, earlier_calls: usize) -> Reply {
-        let Self { mut reply, mut calls, .. } = self;
+    fn finish(self: Box<Self>, earlier_calls: usize) -> Reply {
+        let Self { mut reply, mut calls, .. } = *self;
         calls.retain(|call| !(call.name.is_empty() && call.args.is_empty()));
         calls.sort_by_key(|call| call.index.unwrap_or(u32::MAX));
         let mut ids: Vec<Arc<str>> = Vec::with_capacity(calls.len());
@@ -213,10 +99,77 @@ impl Assembly {
     }
 }
 
-/// Where a JSON text is wrong, without what stands there.
-fn unreadable(what: &str, error: &serde_json::Error) -> Fault {
-    let (kind, column) = (error.classify(), error.column());
-    Fault::Unreadable(format!("{what} ({kind:?} error in line {}, column {column})", error.line()))
+impl Assembly {
+    fn answer(&mut self, answer: Answer<'_>, ready: &mut VecDeque<Chunk>) -> Result<(), Fault> {
+        if let Some(complaint) = answer.complaint() {
+            return Err(Fault::Complaint(complaint));
+        }
+        if self.reply.model.is_none() && !answer.model.0.is_empty() {
+            self.reply.model = Some(answer.model.0.clone().into_owned());
+        }
+        // Some servers count anew in every chunk; the last count is the whole.
+        if let Some(usage) = answer.usage.and_then(usage) {
+            self.reply.usage = Some(usage);
+        }
+        let Some(mut choice) = answer.choice() else {
+            return Ok(());
+        };
+        self.progress = self.progress.max(Progress::Started);
+        let news = choice.take_news();
+        if !news.content.0.is_empty() {
+            self.size.grow(news.content.0.len())?;
+            self.reply.text.push_str(&news.content.0);
+            ready.push_back(Chunk::Text(news.content.0.into_owned()));
+        }
+        if !news.refusal.0.is_empty() {
+            self.size.grow(news.refusal.0.len())?;
+            self.reply.refusal.get_or_insert_default().push_str(&news.refusal.0);
+        }
+        let deltas = news.tool_calls.unwrap_or_default();
+        let alone = deltas.len() == 1;
+        for (place, delta) in deltas.into_iter().enumerate() {
+            self.call(delta, (!alone).then_some(place))?;
+        }
+        if !choice.finish_reason.0.is_empty() {
+            self.reply.finish_reason = Some(choice.finish_reason.0.into_owned());
+            self.progress = self.progress.max(Progress::Finished);
+        }
+        Ok(())
+    }
+
+    /// Takes a piece of a tool call; `place` is its place among the pieces that came together.
+    fn call(&mut self, delta: CallDelta<'_>, place: Option<usize>) -> Result<(), Fault> {
+        let index = delta.index();
+        let function = delta.function.unwrap_or_default();
+        let (id, name) = (&*delta.id.0, &*function.name.0);
+        let known = match (index, id) {
+            (Some(index), _) => self.calls.iter().rposition(|call| call.index == Some(index)),
+            (None, "") => place.or(self.calls.len().checked_sub(1)).filter(|at| *at < self.calls.len()),
+            (None, id) => self.calls.iter().position(|call| call.id == id),
+        };
+        let at = match known.filter(|at| self.calls[*at].continues(index, id, name)) {
+            Some(at) => at,
+            None if self.calls.len() == MAX_TOOL_CALLS => {
+                return Err(too_many_calls());
+            }
+            None => {
+                self.calls.push(PartialCall { index, ..PartialCall::default() });
+                self.calls.len() - 1
+            }
+        };
+        let arguments = function.arguments();
+        self.size.grow(id.len() + name.len() + arguments.len())?;
+        let call = &mut self.calls[at];
+        if call.id.is_empty() {
+            call.id.push_str(id);
+        }
+        // Most send the name once, some in pieces, some again with every piece.
+        if call.name != name {
+            call.name.push_str(name);
+        }
+        call.args.push_str(&arguments);
+        Ok(())
+    }
 }
 
 impl PartialCall {
@@ -234,26 +187,12 @@ impl PartialCall {
     }
 }
 
-/// The arguments of a call, or what is wrong with it.
-pub(in crate::model) fn arguments(name: &str, text: &str) -> Result<crate::value::Map, String> {
-    if name.is_empty() {
-        return Err("the call names no tool".into());
-    }
-    if text.trim().is_empty() {
-        return Ok(crate::value::Map::new());
-    }
-    match serde_json::from_str::<Json>(text).map(Value::from) {
-        Ok(Value::Map(map)) => Ok(Arc::unwrap_or_clone(map)),
-        Ok(_) => Err("the arguments are not a JSON object".into()),
-        Err(error) => Err(format!("the arguments are not valid JSON: {error}")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use expect_test::{Expect, expect};
 
     use super::*;
+    use crate::model::answer::MAX_REPLY_BYTES;
 
     /// The reply of a stream whose chunks bring these `tool_calls`.
     fn calls(deltas: &[&str]) -> Reply {
@@ -262,7 +201,7 @@ mod tests {
             let data = format!(r#"{{"choices":[{{"delta":{{"tool_calls":{delta}}}}}]}}"#);
             assembly.event("", &data, &mut ready).expect(delta);
         }
-        assembly.finish(2)
+        Box::new(assembly).finish(2)
     }
 
     fn check(deltas: &[&str], expected: Expect) {

@@ -1,137 +1,69 @@
-//! OpenAI's Chat Completions, and the many servers that speak the same.
-//!
-//! **Invariant:** a redirect is never followed: the key goes to the address it was meant for and nowhere else.
-//! **Invariant:** the request lives as long as its stream: dropping that closes the connection.
+//! OpenAI's Chat Completions and Responses, and the many servers that speak the same.
 
 mod assembly;
-mod exchange;
 mod request;
+mod responses;
 mod schema;
 #[cfg(test)]
 mod tests;
 mod wire;
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use reqwest::{
-    Client, Response,
-    header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue},
-};
-use secrecy::{ExposeSecret, SecretString};
-use time::{OffsetDateTime, format_description::well_known::Rfc2822};
-use tokio::time::{Instant, timeout_at};
-use url::Url;
+use tokio::time::Instant;
 
-pub(super) use assembly::arguments;
-
-use self::{exchange::Exchange, request::LengthField};
 use super::{
-    ChatModel, Chunk, Error, Provider, Request, Timeouts,
-    address::{self, AllowedHosts},
-    failure::{Complaint, Judge},
+    ChatModel, Chunk, Error, Provider, Quirk, Request, Timeouts,
+    address::AllowedHosts,
+    remote::{Call, Remote},
 };
+use crate::graph::ModelApi;
 
 /// The host whose newer models refuse `max_tokens`, and that never answers without a key.
 const OPENAI_HOST: &str = "api.openai.com";
-/// Most bytes of a failing answer that are read; its message is at the start of it.
-const MAX_ERROR_BYTES: usize = 64 << 10;
-/// Longest wait a header may ask for; more is a mistake of the server's clock.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// An OpenAI-compatible provider.
 pub(super) struct OpenAi {
-    provider: Arc<str>,
-    base_url: Url,
-    key: Option<SecretString>,
-    key_variable: String,
-    allowed: Arc<AllowedHosts>,
-    timeouts: Timeouts,
-    /// For http addresses. Clients are made at the first call that needs them.
-    plain: OnceLock<Client>,
-    /// For https addresses: reading the machine's certificates takes a while, and a machine without any can
-    /// still ask local servers.
-    secure: OnceLock<Client>,
-}
-
-/// What a call needs to turn its failures into errors.
-struct Caller {
-    provider: Arc<str>,
-    key: Option<SecretString>,
-    request: Request,
+    remote: Remote,
+    api: ModelApi,
+    quirks: BTreeSet<Quirk>,
 }
 
 impl OpenAi {
-    /// The provider at its configured address; asks nobody yet.
+    /// The provider at its configured address, spoken to by `api` unless a definition says otherwise; asks
+    /// nobody yet.
     pub(super) fn new(
         name: &str,
-        provider: Provider,
+        (provider, api): (Provider, ModelApi),
         allowed: Arc<AllowedHosts>,
         timeouts: Timeouts,
     ) -> Result<Self, Error> {
-        Ok(Self {
-            provider: name.into(),
-            base_url: address::operators(name, &provider.base_url)?,
-            key: provider.key.filter(|key| !key.expose_secret().trim().is_empty()),
-            key_variable: provider.key_variable,
-            allowed,
-            timeouts,
-            plain: OnceLock::new(),
-            secure: OnceLock::new(),
-        })
+        let quirks = provider.quirks.clone();
+        Ok(Self { remote: Remote::new(name, provider, allowed, timeouts)?, api, quirks })
     }
 
-    fn client(&self, url: &Url) -> Result<&Client, Error> {
-        let is_plain = url.scheme() == "http";
-        let made = if is_plain { &self.plain } else { &self.secure };
-        if let Some(client) = made.get() {
-            return Ok(client);
-        }
-        let mut builder = Client::builder()
-            .user_agent(concat!("agent-executor/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(self.timeouts.connect)
-            .redirect(reqwest::redirect::Policy::none());
-        if is_plain {
-            builder = builder.tls_certs_only([]);
-        }
-        if address::is_loopback(&self.base_url) {
-            builder = builder.no_proxy();
-        }
-        let client = builder.build().map_err(|error| {
-            Error::Settings(format!("no HTTP client for {:?}: {}", self.provider, deepest(&error)))
-        })?;
-        Ok(made.get_or_init(|| client))
-    }
-
-    /// Where to post the request.
-    fn endpoint(&self, request: &Request) -> Result<Url, Error> {
-        let mut url = match &request.settings.base_url {
-            Some(asked) => self.allowed.check(asked, &self.base_url)?,
-            None => self.base_url.clone(),
+    fn prepare(&self, request: Request) -> Result<Call, Error> {
+        let api = request.settings.api.unwrap_or(self.api);
+        let path = match api {
+            ModelApi::ChatCompletions => "/chat/completions",
+            ModelApi::Responses => "/responses",
         };
-        let path = format!("{}/chat/completions", url.path().trim_end_matches('/'));
-        url.set_path(&path);
-        Ok(url)
-    }
-
-    fn headers(&self) -> Result<HeaderMap, Error> {
-        let mut headers = HeaderMap::from_iter([
-            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
-            (ACCEPT, HeaderValue::from_static("text/event-stream, application/json")),
-            // Compressors hold pieces back until they have enough of them.
-            (ACCEPT_ENCODING, HeaderValue::from_static("identity")),
-        ]);
-        if let Some(key) = &self.key {
-            let mut value = HeaderValue::from_str(&format!("Bearer {}", key.expose_secret().trim()))
-                .map_err(|_| Error::Settings(format!("{} cannot be sent in a header", self.key_variable)))?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
+        let url = self.remote.endpoint(&request, path, OPENAI_HOST)?;
+        let mut quirks = self.quirks.clone();
+        if url.host_str() == Some(OPENAI_HOST) {
+            quirks.extend([Quirk::MaxCompletionTokens, Quirk::StrictTools]);
         }
-        Ok(headers)
+        let (body, assembly): (_, Box<dyn super::answer::Assemble>) = match api {
+            ModelApi::ChatCompletions => {
+                (request::body(&request, &quirks)?, Box::new(assembly::Assembly::default()))
+            }
+            ModelApi::Responses => {
+                (responses::body(&request, &quirks)?, Box::new(responses::Assembly::default()))
+            }
+        };
+        Ok(Call { request, url, headers: Vec::new(), body, assembly })
     }
 }
 
@@ -139,99 +71,6 @@ impl OpenAi {
 impl ChatModel for OpenAi {
     async fn call(&self, request: Request) -> Result<BoxStream<'static, Result<Chunk, Error>>, Error> {
         let start = Instant::now();
-        let url = self.endpoint(&request)?;
-        let is_openai = url.host_str() == Some(OPENAI_HOST);
-        if is_openai && self.key.is_none() {
-            let (provider, variable) = (self.provider.to_string(), self.key_variable.clone());
-            return Err(Error::NoKey { provider, variable });
-        }
-        let length = if is_openai { LengthField::MaxCompletionTokens } else { LengthField::MaxTokens };
-        let body = request::body(&request, length)?;
-        let sent = self.client(&url)?.post(url).headers(self.headers()?).body(body).send();
-        let caller = Caller { provider: self.provider.clone(), key: self.key.clone(), request };
-        let limit = self.timeouts.first_byte.min(self.timeouts.call);
-        let response = match timeout_at(start + limit, sent).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(error)) if error.is_timeout() => return Err(caller.timeout(self.timeouts.connect)),
-            Ok(Err(error)) => return Err(caller.broken(&error)),
-            Err(_) => return Err(caller.timeout(limit)),
-        };
-        if !response.status().is_success() {
-            return Err(failed(&caller, response, start + limit).await);
-        }
-        Exchange::new(caller, response, self.timeouts, start).stream()
+        self.remote.send(start, self.prepare(request)?).await
     }
-}
-
-impl Caller {
-    fn judge(&self) -> Judge<'_> {
-        let messages = &self.request.messages;
-        let said = messages.iter().map(|message| message.content.text());
-        let calls = messages.iter().flat_map(|message| message.tool_calls());
-        let arguments = calls.map(|call| serde_json::to_string(&call.args).unwrap_or_default().into());
-        let system = self.request.system_prompt.iter().map(|text| Arc::from(text.as_str()));
-        Judge {
-            provider: &self.provider,
-            key: self.key.as_ref().map(|key| key.expose_secret().trim()),
-            prompt: said.chain(arguments).chain(system).collect(),
-        }
-    }
-
-    fn timeout(&self, limit: Duration) -> Error {
-        Error::Timeout { provider: self.provider.to_string(), limit }
-    }
-
-    fn unavailable(&self, message: &str) -> Error {
-        Error::Unavailable { provider: self.provider.to_string(), message: message.to_owned() }
-    }
-
-    fn protocol(&self, message: &str) -> Error {
-        Error::Protocol { provider: self.provider.to_string(), message: self.judge().clean(message) }
-    }
-
-    /// The connection could not be made, or broke.
-    fn broken(&self, error: &reqwest::Error) -> Error {
-        let what = if error.is_connect() { "no connection" } else { "the connection broke" };
-        self.unavailable(&self.judge().clean(&format!("{what}: {}", deepest(error))))
-    }
-}
-
-/// The innermost cause: the outer ones repeat the address.
-fn deepest(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
-}
-
-/// The error that a failing answer is.
-async fn failed(caller: &Caller, mut response: Response, deadline: Instant) -> Error {
-    let status = response.status().as_u16();
-    let retry_after = retry_after(response.headers());
-    let mut body = Vec::new();
-    // The status says enough when the rest of the body does not come.
-    while let Ok(Ok(Some(piece))) = timeout_at(deadline, response.chunk()).await {
-        let room = MAX_ERROR_BYTES - body.len();
-        body.extend_from_slice(&piece[..piece.len().min(room)]);
-        if body.len() == MAX_ERROR_BYTES {
-            break;
-        }
-    }
-    caller.judge().status(status, Complaint::from_body(&body), retry_after)
-}
-
-/// How long the server asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date. A date is
-/// taken relative to the answer's own, so that clocks need not agree.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
-    let number = |name: &str| text(name)?.parse::<f64>().ok();
-    let date = |name: &str| OffsetDateTime::parse(text(name)?, &Rfc2822).ok();
-    let seconds = number("retry-after-ms").map(|millis| millis / 1000.0).or_else(|| number("retry-after"));
-    let wait = match seconds {
-        Some(seconds) => Duration::try_from_secs_f64(seconds).ok()?,
-        // A date that has passed asks for no wait.
-        None => (date("retry-after")? - date("date")?).try_into().unwrap_or_default(),
-    };
-    Some(wait.min(MAX_RETRY_AFTER))
 }

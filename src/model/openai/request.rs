@@ -1,15 +1,15 @@
-//! The body of a Chat Completions request.
+//! The body of a Chat Completions request, and what Responses has in common with it.
 //!
 //! **Invariant:** texts of the conversation are borrowed until they are written as JSON.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 
 use super::schema::allows_strict;
 use crate::{
-    model::{Error, Request, ToolSpec},
+    model::{Error, Quirk, Request, ToolSpec},
     value::{Content, InvalidToolCall, Message, Role, ToolCall, Value},
 };
 
@@ -17,24 +17,18 @@ use crate::{
 const MAX_NAME_CHARS: usize = 64;
 
 /// Kinds of content blocks that belong to other providers' protocols and mean nothing to this one.
-const FOREIGN_BLOCKS: [&str; 5] =
-    ["tool_use", "thinking", "redacted_thinking", "reasoning", "reasoning_content"];
-
-/// How the server wants the limit of the answer's length to be called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LengthField {
-    /// `max_tokens`, which every compatible server knows.
-    MaxTokens,
-    /// `max_completion_tokens`, which OpenAI's newer models insist on.
-    MaxCompletionTokens,
-}
+const FOREIGN_BLOCKS: [&str; 7] =
+    ["tool_use", "thinking", "redacted_thinking", "reasoning", "reasoning_content", "compaction", "fallback"];
+/// How the kinds end of calls that another provider made itself, and of what came of them.
+const FOREIGN_ENDINGS: [&str; 2] = ["_tool_use", "_tool_result"];
 
 #[derive(Serialize)]
 struct Body<'a> {
     model: &'a str,
     messages: Vec<WireMessage<'a>>,
     stream: bool,
-    stream_options: Json,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream_options: Option<Json>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tools: Vec<WireTool<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,7 +61,7 @@ struct WireMessage<'a> {
 #[serde(untagged)]
 enum WireContent<'a> {
     Text(&'a str),
-    Blocks(Vec<&'a Value>),
+    Blocks(Vec<Cow<'a, Value>>),
 }
 
 #[derive(Serialize)]
@@ -96,32 +90,51 @@ struct WireSpec<'a> {
     #[serde(skip_serializing_if = "str::is_empty")]
     description: &'a str,
     parameters: Cow<'a, Json>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    strict: bool,
 }
 
 /// The JSON text of a request. Fails when a setting is not a number.
-pub(super) fn body(request: &Request, length: LengthField) -> Result<Vec<u8>, Error> {
+pub(super) fn body(request: &Request, quirks: &BTreeSet<Quirk>) -> Result<Vec<u8>, Error> {
+    let settings = &request.settings;
+    check(request)?;
+    let has = |quirk| quirks.contains(&quirk);
+    let schema = request.output_schema.as_ref();
+    let told = schema.filter(|_| has(Quirk::NoResponseFormat)).map(schema_told);
+    let system = request.system_prompt.as_deref().into_iter().chain(told.as_deref());
+    let system = system.filter(|text| !text.is_empty());
+    let system = system.map(|text| WireMessage::new("system", Some(WireContent::Text(text))));
+    let is_strict = has(Quirk::StrictTools);
+    let body = Body {
+        model: &settings.model,
+        messages: system.chain(request.messages.iter().filter_map(message)).collect(),
+        stream: true,
+        stream_options: (!has(Quirk::NoStreamOptions)).then(|| json!({"include_usage": true})),
+        tools: request.tools.iter().map(|spec| tool(spec, is_strict)).collect(),
+        response_format: schema.filter(|_| !has(Quirk::NoResponseFormat)).map(response_format),
+        temperature: settings.temperature,
+        top_p: settings.top_p,
+        max_tokens: settings.max_tokens.filter(|_| !has(Quirk::MaxCompletionTokens)),
+        max_completion_tokens: settings.max_tokens.filter(|_| has(Quirk::MaxCompletionTokens)),
+        stop: settings.stop.as_deref().filter(|stop| !stop.is_empty()),
+    };
+    Ok(serde_json::to_vec(&body).expect("text keys and finite numbers are always JSON"))
+}
+
+/// Refuses settings that cannot be sent.
+pub(super) fn check(request: &Request) -> Result<(), Error> {
     let settings = &request.settings;
     for (name, value) in [("temperature", settings.temperature), ("top_p", settings.top_p)] {
         if value.is_some_and(|value| !value.is_finite()) {
             return Err(Error::Settings(format!("{name} is not a number")));
         }
     }
-    let system = request.system_prompt.as_deref().filter(|text| !text.is_empty());
-    let system = system.map(|text| WireMessage::new("system", Some(WireContent::Text(text))));
-    let body = Body {
-        model: &settings.model,
-        messages: system.into_iter().chain(request.messages.iter().filter_map(message)).collect(),
-        stream: true,
-        stream_options: json!({"include_usage": true}),
-        tools: request.tools.iter().map(tool).collect(),
-        response_format: request.output_schema.as_ref().map(response_format),
-        temperature: settings.temperature,
-        top_p: settings.top_p,
-        max_tokens: settings.max_tokens.filter(|_| length == LengthField::MaxTokens),
-        max_completion_tokens: settings.max_tokens.filter(|_| length == LengthField::MaxCompletionTokens),
-        stop: settings.stop.as_deref().filter(|stop| !stop.is_empty()),
-    };
-    Ok(serde_json::to_vec(&body).expect("text keys and finite numbers are always JSON"))
+    Ok(())
+}
+
+/// The schema of an answer in words, for servers that cannot be told otherwise.
+pub(super) fn schema_told(schema: &Json) -> String {
+    format!("Answer with JSON alone, without a code fence. It must satisfy this JSON Schema:\n{schema}")
 }
 
 impl<'a> WireMessage<'a> {
@@ -156,7 +169,7 @@ fn message(message: &Arc<Message>) -> Option<WireMessage<'_>> {
 fn content(message: &Message) -> Option<WireContent<'_>> {
     Some(match &message.content {
         Content::Text(text) => WireContent::Text(text),
-        Content::Blocks(blocks) => WireContent::Blocks(blocks.iter().collect()),
+        Content::Blocks(blocks) => WireContent::Blocks(blocks.iter().map(Cow::Borrowed).collect()),
     })
 }
 
@@ -165,11 +178,25 @@ fn said(message: &Message) -> Option<WireContent<'_>> {
     match content(message)? {
         WireContent::Text("") => None,
         WireContent::Text(text) => Some(WireContent::Text(text)),
-        WireContent::Blocks(mut blocks) => {
-            let kind = |block: &Value| block.as_map()?.get("type")?.as_str().map(str::to_owned);
-            blocks.retain(|block| !kind(block).is_some_and(|kind| FOREIGN_BLOCKS.contains(&kind.as_str())));
+        WireContent::Blocks(blocks) => {
+            let blocks: Vec<_> = blocks.into_iter().filter_map(own_block).collect();
             (!blocks.is_empty()).then_some(WireContent::Blocks(blocks))
         }
+    }
+}
+
+/// A block of a model's message as this protocol has it: none of other protocols, and text without their extras.
+fn own_block(block: Cow<'_, Value>) -> Option<Cow<'_, Value>> {
+    let field = |key: &str| block.as_map()?.get(key)?.as_str().map(str::to_owned);
+    let kind = field("type").unwrap_or_default();
+    if FOREIGN_BLOCKS.contains(&&*kind) || FOREIGN_ENDINGS.iter().any(|ending| kind.ends_with(ending)) {
+        return None;
+    }
+    match field("text") {
+        Some(text) if kind == "text" && block.as_map().is_some_and(|map| map.len() > 2) => {
+            Some(Cow::Owned(Value::map([("type", "text".into()), ("text", text.into())])))
+        }
+        Some(_) | None => Some(block),
     }
 }
 
@@ -191,17 +218,15 @@ fn wire_call<'a>(id: &'a str, name: &'a str, arguments: Cow<'a, str>) -> WireCal
     WireCall { id, r#type: "function", function: WireFunction { name, arguments } }
 }
 
-fn tool(spec: &ToolSpec) -> WireTool<'_> {
-    let function = WireSpec {
-        name: &spec.name,
-        description: &spec.description,
-        parameters: parameters(&spec.parameters),
-    };
+fn tool(spec: &ToolSpec, is_strict: bool) -> WireTool<'_> {
+    let parameters = parameters(&spec.parameters);
+    let strict = is_strict && allows_strict(&parameters);
+    let function = WireSpec { name: &spec.name, description: &spec.description, parameters, strict };
     WireTool { r#type: "function", function }
 }
 
 /// The schema of a tool's arguments. OpenAI refuses an object schema that does not say `properties`.
-fn parameters(schema: &Json) -> Cow<'_, Json> {
+pub(super) fn parameters(schema: &Json) -> Cow<'_, Json> {
     match schema.as_object() {
         Some(object) if object.contains_key("properties") || object.contains_key("$ref") => {
             Cow::Borrowed(schema)
@@ -242,7 +267,7 @@ mod tests {
     }
 
     fn sent(request: &Request) -> Json {
-        let body = body(request, LengthField::MaxTokens).expect("valid");
+        let body = body(request, &BTreeSet::new()).expect("valid");
         serde_json::from_slice(&body).expect("JSON")
     }
 
@@ -310,7 +335,8 @@ mod tests {
     fn blocks_pass_but_for_those_of_other_protocols() {
         let image =
             json!([{"type": "text", "text": "see"}, {"type": "image_url", "image_url": {"url": "u"}}]);
-        let thought = json!([{"type": "thinking", "thinking": "…"}, {"type": "text", "text": "said"}]);
+        let thought = json!([{"type": "thinking", "thinking": "…"}, {"type": "server_tool_use", "id": "s"},
+            {"type": "web_search_tool_result"}, {"type": "text", "text": "said", "citations": []}]);
         check(
             &request(vec![
                 blocks(Message::new("h", Role::Human, ""), image),
@@ -362,15 +388,36 @@ mod tests {
             (&sent["temperature"], &sent["top_p"], &sent["max_tokens"], &sent["stop"]),
             (&json!(0.5), &json!(1.0), &json!(7), &json!(["END"]))
         );
-        let body = body(&request, LengthField::MaxCompletionTokens).expect("valid");
+        let body = body(&request, &[Quirk::MaxCompletionTokens].into()).expect("valid");
         let sent: Json = serde_json::from_slice(&body).expect("JSON");
         assert_eq!((sent.get("max_tokens"), &sent["max_completion_tokens"]), (None, &json!(7)));
+    }
+
+    #[test]
+    fn quirks_change_what_is_sent() {
+        let mut request = request(vec![]);
+        let closed = json!({"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"],
+            "additionalProperties": false});
+        let tool = |name: &str, parameters: &Json| ToolSpec {
+            name: name.into(),
+            description: String::new(),
+            parameters: parameters.clone(),
+        };
+        request.tools = vec![tool("closed", &closed), tool("open", &json!({"type": "object"}))];
+        request.output_schema = Some(closed);
+        let quirks = [Quirk::NoResponseFormat, Quirk::NoStreamOptions, Quirk::StrictTools].into();
+        let sent: Json = serde_json::from_slice(&body(&request, &quirks).expect("valid")).expect("JSON");
+        assert_eq!((sent.get("response_format"), sent.get("stream_options")), (None, None));
+        let told = sent["messages"][0]["content"].as_str().expect("a text");
+        assert!(told.contains("\"additionalProperties\":false"), "{told}");
+        let strict = |at: usize| sent["tools"][at]["function"].get("strict").cloned();
+        assert_eq!((strict(0), strict(1)), (Some(json!(true)), None));
     }
 
     #[test]
     fn a_setting_that_is_no_number_is_refused() {
         let mut request = request(vec![]);
         Arc::make_mut(&mut request.settings).top_p = Some(f64::NAN);
-        assert_eq!(body(&request, LengthField::MaxTokens).expect_err("refused").code(), "MODEL_SETTINGS");
+        assert_eq!(body(&request, &BTreeSet::new()).expect_err("refused").code(), "MODEL_SETTINGS");
     }
 }

@@ -2,16 +2,16 @@
 
 mod cases;
 mod recordings;
-mod server;
+mod responses;
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use futures::StreamExt;
 
-use self::server::Server;
 use super::super::{Chunk, Config, Error, Models, Provider, Reply, Request};
 use crate::{
     graph::ModelSettings,
+    model::tests::server::Server,
     value::{Message, Role},
 };
 

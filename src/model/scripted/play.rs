@@ -10,8 +10,8 @@ use super::script::{Fail, Line, Script, Tokens};
 use crate::{
     model::{
         Chunk, Error, Reply, Request,
+        answer::arguments,
         failure::{Complaint, Judge},
-        openai::arguments,
     },
     value::{InvalidToolCall, Message, Role, ToolCall, Usage},
 };

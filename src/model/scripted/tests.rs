@@ -110,6 +110,7 @@ async fn tool_calls_and_usage_are_in_the_reply() {
     expect![[r#"
         Reply {
             text: "Let me look.",
+            blocks: [],
             tool_calls: [
                 ToolCall {
                     id: "call_1_1",

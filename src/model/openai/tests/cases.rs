@@ -6,12 +6,11 @@ use expect_test::{Expect, expect};
 use futures::StreamExt;
 use serde_json::json;
 
-use super::{
-    KEY, ask, ask_in_pieces, call, config, request,
-    server::{Server, Step, answer, cut},
-    settings,
+use super::{KEY, ask, ask_in_pieces, call, config, request, settings};
+use crate::model::{
+    Auth, Chunk, Config, Error, Models, Provider, Quirk, Timeouts,
+    tests::server::{Server, Step, answer, cut},
 };
-use crate::model::{Chunk, Config, Error, Models, Provider, Timeouts};
 
 const EVENTS: &str = "content-type: text/event-stream";
 const JSON: &str = "content-type: application/json";
@@ -293,4 +292,21 @@ async fn dropping_the_stream_closes_the_connection() {
     assert_eq!(stream.next().await.expect("a piece").expect("good"), Chunk::Text("Hello".into()));
     drop(stream);
     server.hang_up().await;
+}
+
+#[tokio::test]
+async fn a_named_provider_is_asked_in_its_own_way() {
+    let server = Server::start(vec![events(&[HELLO, STOP, DONE])]);
+    let mut config = config(&format!("{}/openai/deployments/gpt", server.url.trim_end_matches("/v1")));
+    let provider = config.providers.get_mut("openai").expect("configured");
+    provider.auth = Auth::ApiKey;
+    provider.query = vec![("api-version".into(), "2024-10-21 &x".into())];
+    provider.quirks = [Quirk::NoStreamOptions].into();
+    call(config, request(settings())).await.1.expect("answered");
+    let (head, body) = server.request();
+    let path = "post /openai/deployments/gpt/chat/completions?api-version=2024-10-21+%26x http/1.1\r\n";
+    assert!(head.starts_with(path), "{head}");
+    assert!(head.contains(&format!("\r\napi-key: {}\r\n", KEY.to_lowercase())), "{head}");
+    assert!(!head.contains("authorization"), "{head}");
+    assert!(body.get("stream_options").is_none());
 }

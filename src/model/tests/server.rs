@@ -11,7 +11,7 @@ use serde_json::Value as Json;
 
 /// One thing the server does after it has read a request.
 #[derive(Clone, Debug)]
-pub(super) enum Step {
+pub(in crate::model) enum Step {
     /// Sends these bytes.
     Send(Vec<u8>),
     /// Sends nothing until the client hangs up; reports that.
@@ -20,7 +20,7 @@ pub(super) enum Step {
 
 /// What the server saw.
 #[derive(Debug)]
-pub(super) enum Seen {
+pub(in crate::model) enum Seen {
     /// A request: its head in lower case, and its body.
     Request(String, Json),
     /// The client hung up.
@@ -28,14 +28,14 @@ pub(super) enum Seen {
 }
 
 /// A running server; it ends when all answers are given.
-pub(super) struct Server {
-    pub(super) url: String,
-    pub(super) seen: Receiver<Seen>,
+pub(in crate::model) struct Server {
+    pub(in crate::model) url: String,
+    pub(in crate::model) seen: Receiver<Seen>,
 }
 
 impl Server {
     /// Answers one connection after the other; the connection is closed after each answer.
-    pub(super) fn start(answers: Vec<Vec<Step>>) -> Self {
+    pub(in crate::model) fn start(answers: Vec<Vec<Step>>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let url = format!("http://{}/v1", listener.local_addr().expect("bound"));
         let (sender, seen) = mpsc::channel();
@@ -50,14 +50,14 @@ impl Server {
 
     /// Waits until the client has hung up, after its request; the runtime goes on meanwhile to close the
     /// connection.
-    pub(super) async fn hang_up(self) {
+    pub(in crate::model) async fn hang_up(self) {
         self.request();
         let seen = tokio::task::spawn_blocking(move || self.seen.recv()).await.expect("not cancelled");
         assert!(matches!(seen, Ok(Seen::HangUp)), "the connection stays open");
     }
 
     /// The next request it saw.
-    pub(super) fn request(&self) -> (String, Json) {
+    pub(in crate::model) fn request(&self) -> (String, Json) {
         match self.seen.recv().expect("the server runs") {
             Seen::Request(head, body) => (head, body),
             Seen::HangUp => panic!("the client hung up"),
@@ -106,14 +106,14 @@ fn read_request(stream: &TcpStream) -> (String, Json) {
 }
 
 /// A whole answer, its body in chunks of `size` bytes.
-pub(super) fn answer(status: u16, headers: &[&str], body: &[u8], size: usize) -> Vec<Step> {
+pub(in crate::model) fn answer(status: u16, headers: &[&str], body: &[u8], size: usize) -> Vec<Step> {
     let mut steps = cut(status, headers, body, size);
     steps.push(Step::Send(b"0\r\n\r\n".to_vec()));
     steps
 }
 
 /// An answer whose connection is closed before its end.
-pub(super) fn cut(status: u16, headers: &[&str], body: &[u8], size: usize) -> Vec<Step> {
+pub(in crate::model) fn cut(status: u16, headers: &[&str], body: &[u8], size: usize) -> Vec<Step> {
     let headers: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
     let head = format!(
         "HTTP/1.1 {status} Status\r\n{headers}transfer-encoding: chunked\r\nconnection: close\r\n\r\n"

@@ -10,10 +10,12 @@ use reqwest::{Response, header::CONTENT_TYPE};
 use tokio::time::{Duration, Instant, timeout_at};
 
 use super::{
-    Caller,
-    assembly::{Assembly, Fault, Progress},
+    Chunk, Error, Timeouts,
+    answer::{Assemble, Fault, Progress},
+    failure::Complaint,
+    remote::Caller,
+    sse,
 };
-use crate::model::{Chunk, Error, Timeouts, failure::Complaint, sse};
 
 /// Most bytes of an answer that comes as one JSON object; the reply in it has a smaller limit of its own.
 const MAX_JSON_BYTES: usize = 16 << 20;
@@ -29,7 +31,7 @@ pub(super) struct Exchange {
     start: Instant,
     first_byte_seen: bool,
     decoder: sse::Decoder,
-    assembly: Assembly,
+    assembly: Box<dyn Assemble>,
     ready: VecDeque<Chunk>,
     /// What ends the stream once the chunks before it are handed out.
     failure: Option<Error>,
@@ -42,7 +44,13 @@ enum Read {
 }
 
 impl Exchange {
-    pub(super) fn new(caller: Caller, response: Response, timeouts: Timeouts, start: Instant) -> Self {
+    /// The answer that `response` brings, put together by `assembly`.
+    pub(super) fn new(
+        caller: Caller,
+        (response, assembly): (Response, Box<dyn Assemble>),
+        timeouts: Timeouts,
+        start: Instant,
+    ) -> Self {
         Self {
             caller,
             response,
@@ -50,7 +58,7 @@ impl Exchange {
             start,
             first_byte_seen: false,
             decoder: sse::Decoder::default(),
-            assembly: Assembly::default(),
+            assembly,
             ready: VecDeque::new(),
             failure: None,
         }

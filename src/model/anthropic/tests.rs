@@ -1,0 +1,53 @@
+//! The adapter against servers on this machine.
+
+mod cases;
+mod recordings;
+mod requests;
+
+use std::sync::Arc;
+
+use futures::StreamExt;
+
+use super::super::{Chunk, Config, Error, Models, Provider, Reply, Request};
+use crate::{
+    graph::ModelSettings,
+    model::tests::server::Server,
+    value::{Message, Role},
+};
+
+const KEY: &str = "prov_0123456789abcdefXYZ";
+
+fn request() -> Request {
+    Request {
+        settings: Arc::new(ModelSettings::parse("anthropic:m")),
+        system_prompt: None,
+        messages: vec![Arc::new(Message::new("h1", Role::Human, "Tell me about the weather in Paris."))],
+        tools: Vec::new(),
+        output_schema: None,
+        retry: 0,
+    }
+}
+
+/// Asks, and collects the answer; checks what every stream of chunks promises.
+async fn call(server: &Server, request: Request) -> (Vec<String>, Result<Reply, Error>) {
+    let provider = Provider::anthropic(Some(KEY.to_owned().into()), Some(server.url.clone()));
+    let config = Config { providers: [("anthropic".to_owned(), provider)].into(), ..Config::default() };
+    let model = Models::new(config).and_then(|models| models.provider("anthropic")).expect("configured");
+    let mut stream = match model.call(request).await {
+        Ok(stream) => stream,
+        Err(error) => return (Vec::new(), Err(error)),
+    };
+    let mut pieces = Vec::new();
+    let outcome = loop {
+        match stream.next().await.expect("a stream ends with Done or an error") {
+            Ok(Chunk::Text(text)) => pieces.push(text),
+            Ok(Chunk::Done(reply)) => break Ok(*reply),
+            Err(error) => break Err(error),
+        }
+    };
+    assert!(stream.next().await.is_none(), "something came after the end");
+    if let Ok(reply) = &outcome {
+        assert_eq!(reply.text, pieces.concat());
+    }
+    (pieces, outcome)
+}

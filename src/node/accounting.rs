@@ -1,0 +1,177 @@
+//! What a model call may take and what it took: estimates before it, and after it the sums, metrics and events.
+
+use std::time::Duration;
+
+use serde_json::{Value as Json, json};
+
+use super::{
+    Error, Scope, TaskView,
+    spending::Need,
+    summary::{CHARS_PER_TOKEN, TOKENS_PER_MESSAGE},
+};
+use crate::{
+    graph::ModelSettings,
+    job::Expense,
+    model::{Price, Reply, Request},
+    stream::EventType,
+    telemetry::{label, metric},
+    value::{Cost, Map, Role, Usage, Value},
+};
+
+/// What a call may take of the job's budget: an estimate of what it reads, and the longest answer it may get. Where no
+/// longest one is known it is a single token.
+pub(super) fn need(scope: &Scope, request: &Request) -> Result<Need, Error> {
+    let settings = &request.settings;
+    if !scope.spending.has_budget() {
+        return Ok(Need::default());
+    }
+    let adapter = scope.models.provider(&settings.provider)?;
+    let (input, output) = (prompt_tokens(request), adapter.longest_answer(settings).unwrap_or(1));
+    let price = scope.models.prices().of(&settings.provider, &settings.model);
+    let most = if settings.cache_control.is_some() { Price::most_written } else { Price::most };
+    let cost = price.map(|price| most(price, input, output));
+    Ok(Need { tokens: input.saturating_add(output), cost })
+}
+
+/// Tokens that a provider is going to read, by the length of the texts. Images count nothing.
+fn prompt_tokens(request: &Request) -> u64 {
+    let json = |json: &Json| count(&json.to_string());
+    let tools = request
+        .tools
+        .iter()
+        .map(|tool| count(&tool.name) + count(&tool.description) + json(&tool.parameters));
+    let messages = request.messages.iter().map(|message| {
+        let calls = match &message.role {
+            Role::Ai { tool_calls, .. } => {
+                let args = |args| serde_json::to_string(args).map_or(0, |text| count(&text));
+                tool_calls.iter().map(|call| count(&call.name) + args(&call.args)).sum()
+            }
+            Role::Human | Role::System | Role::Tool { .. } | Role::Remove => 0,
+        };
+        count(&message.content.text()) + calls + TOKENS_PER_MESSAGE * CHARS_PER_TOKEN
+    });
+    let system = request.system_prompt.as_deref().map_or(0, count);
+    let schema = request.output_schema.as_ref().map_or(0, json);
+    (system + schema + tools.sum::<u64>() + messages.sum::<u64>()) / CHARS_PER_TOKEN
+}
+
+fn count(text: &str) -> u64 {
+    text.chars().count().try_into().unwrap_or(u64::MAX)
+}
+
+/// A call that was answered.
+pub(super) struct Answered<'a> {
+    pub(super) request: &'a Request,
+    pub(super) message_id: &'a str,
+    pub(super) reply: &'a Reply,
+    pub(super) elapsed: Duration,
+}
+
+/// Counts what a call took, and tells readers.
+pub(super) fn book(scope: &Scope, task: TaskView<'_>, answered: &Answered<'_>) {
+    let ModelSettings { provider, model, .. } = &*answered.request.settings;
+    let counted = answered.reply.usage.clone();
+    let is_estimated = counted.is_none();
+    let usage = counted.unwrap_or_else(|| estimated(answered));
+    let price = scope.models.prices().of(provider, model);
+    let cost = price.map(|price| price.cost(&usage));
+    if cost.is_none() && scope.models.prices().is_first_without(provider, model) {
+        tracing::warn!(%provider, %model, "no price is known for this model: its calls are missing from every cost_usd; MODEL_PRICES_FILE may name one");
+    }
+    measure(provider, &label::MODEL.value(model), (&usage, cost));
+    let mut data = ended(answered, &usage, cost);
+    data["cached"] = false.into();
+    if is_estimated {
+        data["estimated"] = true.into();
+    }
+    scope.emitter.emit(EventType::LlmEnd, task.origin(), data);
+    let expense = Expense { estimated: u64::from(is_estimated), ..Expense::of_call(usage, cost) };
+    scope.spending.add(format!("{provider}:{model}"), task.path(), &expense);
+}
+
+/// Tells readers of an answer that was given before; it costs nothing and counts nowhere.
+pub(super) fn tell_cached(scope: &Scope, task: TaskView<'_>, answered: &Answered<'_>) {
+    let mut data = ended(answered, &Usage::default(), Some(Cost::ZERO));
+    data["cached"] = true.into();
+    scope.emitter.emit(EventType::LlmEnd, task.origin(), data);
+}
+
+fn ended(answered: &Answered<'_>, usage: &Usage, cost: Option<Cost>) -> Json {
+    let ModelSettings { provider, model, .. } = &*answered.request.settings;
+    json!({
+        "message_id": answered.message_id,
+        "provider": provider,
+        "model": model,
+        "usage": Value::Map(usage.to_map().into()).to_json(),
+        "cost_usd": cost.map(Cost::dollars),
+        "finish_reason": answered.reply.finish_reason,
+        "duration_ms": u64::try_from(answered.elapsed.as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// Tokens of an answer whose provider has not counted them: a budget must not pass over it.
+fn estimated(answered: &Answered<'_>) -> Usage {
+    let calls = answered.reply.tool_calls.iter();
+    let calls = calls
+        .map(|call| count(&call.name) + serde_json::to_string(&call.args).map_or(0, |text| count(&text)));
+    let said = count(&answered.reply.text) + calls.sum::<u64>();
+    let (input_tokens, output_tokens) = (prompt_tokens(answered.request), said.div_ceil(CHARS_PER_TOKEN));
+    let total_tokens = input_tokens.saturating_add(output_tokens);
+    Usage { input_tokens, output_tokens, total_tokens, ..Usage::default() }
+}
+
+fn measure(provider: &str, model: &str, (usage, cost): (&Usage, Option<Cost>)) {
+    let detail = |details: &Map, key: &str| match details.get(key) {
+        Some(Value::Number(tokens)) => tokens.as_u64().unwrap_or_default(),
+        Some(_) | None => 0,
+    };
+    let kinds = [
+        ("input", usage.input_tokens),
+        ("output", usage.output_tokens),
+        ("cache_read", detail(&usage.input_token_details, "cache_read")),
+        ("reasoning", detail(&usage.output_token_details, "reasoning")),
+    ];
+    for (kind, tokens) in kinds {
+        let labels =
+            [("provider", provider.to_owned()), ("model", model.to_owned()), ("kind", kind.to_owned())];
+        metrics::counter!(metric::LLM_TOKENS, &labels).increment(tokens);
+    }
+    let labels = [("provider", provider.to_owned()), ("model", model.to_owned())];
+    metrics::gauge!(metric::LLM_COST, &labels).increment(cost.unwrap_or_default().dollars());
+    metrics::counter!(metric::LLM_UNPRICED, &labels).increment(u64::from(cost.is_none()));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        model::ToolSpec,
+        value::{Message, ToolCall},
+    };
+
+    #[test]
+    fn all_that_is_sent_counts_for_the_estimate() {
+        let message = |role, text: &str| Arc::new(Message::new("m", role, text));
+        let args = Map::from_iter([("q".into(), "x".into())]);
+        let call = ToolCall { id: "c".into(), name: "find".into(), args };
+        let ai = Role::Ai { tool_calls: vec![call], invalid_tool_calls: Vec::new(), usage: None };
+        let mut request = Request {
+            settings: Arc::new(ModelSettings::parse("openai:m")),
+            system_prompt: Some("x".repeat(40)),
+            messages: vec![message(Role::Human, &"é".repeat(40))],
+            tools: Vec::new(),
+            output_schema: None,
+            retry: 0,
+        };
+        assert_eq!(prompt_tokens(&request), 10 + 10 + 3);
+        // {"q":"x"} and the name are 13 characters.
+        request.messages.push(message(ai, &"x".repeat(11)));
+        assert_eq!(prompt_tokens(&request), 23 + 6 + 3);
+        let tool = ToolSpec { name: "find".into(), description: "finds".into(), parameters: json!({}) };
+        request.tools.push(tool);
+        request.output_schema = Some(json!({"type": "object"}));
+        assert_eq!(prompt_tokens(&request), 32 + 7);
+    }
+}
