@@ -6,13 +6,19 @@
 mod builtin;
 mod code;
 mod http;
+mod mcp;
 pub mod memory;
+mod limits;
+pub mod nats;
 mod toolbox;
 mod unusable;
 
 pub use builtin::{BUILTINS, builtin};
 pub use code::{CodeRunner, Reply, Request, Sandboxing, Script, ScriptConfig};
-pub use http::{AllowedHosts, check_http};
+pub use http::{AllowedHosts, SearchConfig, WEB_SEARCH, check_http};
+pub use limits::CallPolicy;
+pub use mcp::{McpConfig, McpLink, McpServer};
+pub use nats::AllowedSubjects;
 pub use toolbox::{Config, Toolbox, check_definition, task_spec, validate_args};
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
@@ -23,6 +29,7 @@ use crate::{
     graph::Effect,
     ids::UnixNanos,
     model::ToolSpec,
+    secrets,
     telemetry::Pass,
     value::{Map, Name, State, ToolStatus, Value},
 };
@@ -69,6 +76,8 @@ pub enum CallOutcome {
     Known,
     /// The call went out, and no answer came back that says whether it took effect.
     Unknown,
+    /// The call has reached nobody: it may be made again, whatever it does.
+    NotMade,
 }
 
 impl Answer {
@@ -172,6 +181,9 @@ pub enum Error {
     /// A header asks for a secret that this host must not get.
     #[error("{0}")]
     Secret(String),
+    /// A secret that the tool names has no value for this definition.
+    #[error(transparent)]
+    Unresolved(#[from] secrets::Error),
     /// No answer in time.
     #[error("no complete answer within {:.1} seconds", .0.as_secs_f64())]
     Timeout(Duration),
@@ -181,9 +193,53 @@ pub enum Error {
     /// The request went out, and no answer says what became of it.
     #[error("{0}")]
     Lost(String),
+    /// The request has reached nobody.
+    #[error("{0}")]
+    NotSent(String),
+    /// Nobody answers calls of this tool.
+    #[error("nobody answers on the subject '{subject}'; the call was not made")]
+    NoResponders {
+        /// Where somebody should.
+        subject: String,
+    },
+    /// The operator has not allowed the subject.
+    #[error("the subject '{subject}' is not allowed: {reason}")]
+    SubjectNotAllowed {
+        /// The subject of the tool.
+        subject: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// No token was to be had.
+    #[error("the token for this request could not be got: {0}")]
+    Authorization(String),
+    /// There is no provider of searches.
+    #[error("web search is off: WEB_SEARCH_API_KEY is not set")]
+    SearchOff,
     /// The tool answers with commands, and its answer is none that can be carried out.
     #[error("the answer of the tool is not a command that can be carried out; nothing was written. {0}")]
     Command(String),
+    /// No MCP server goes by that name, or the executor has none.
+    #[error("{0}")]
+    McpServer(String),
+    /// The MCP server cannot be reached, or does not speak the protocol.
+    #[error("the MCP server '{server}' is not available: {reason}")]
+    McpUnavailable {
+        /// The server.
+        server: String,
+        /// Why.
+        reason: String,
+    },
+    /// The MCP server has no such tool, or none that can be called.
+    #[error("the MCP server '{server}' has no tool '{tool}' that can be called{why}")]
+    McpTool {
+        /// The server.
+        server: String,
+        /// The tool.
+        tool: String,
+        /// What is wrong with it, or which tools there are.
+        why: String,
+    },
     /// The client that all tools share could not be made.
     #[error("the HTTP client of the tools could not be made")]
     Client(#[source] Box<dyn StdError + Send + Sync>),
@@ -204,18 +260,56 @@ impl Error {
             Self::HostNotAllowed { .. } => "TOOL_HOST_NOT_ALLOWED",
             Self::PrivateAddress { .. } => "TOOL_PRIVATE_ADDRESS",
             Self::Secret(_) => "TOOL_SECRET",
+            Self::Unresolved(error) => error.code(),
             Self::Timeout(_) => "TOOL_TIMEOUT",
-            Self::Failed(_) | Self::Lost(_) => "TOOL_FAILED",
+            Self::Failed(_) | Self::Lost(_) | Self::NotSent(_) => "TOOL_FAILED",
+            Self::NoResponders { .. } => "TOOL_NO_RESPONDERS",
+            Self::SubjectNotAllowed { .. } => "TOOL_SUBJECT_NOT_ALLOWED",
+            Self::Authorization(_) => "TOOL_AUTHORIZATION",
+            Self::SearchOff => "TOOL_SEARCH_OFF",
             Self::Command(_) => "TOOL_COMMAND",
+            Self::McpServer(_) => "TOOL_MCP_SERVER",
+            Self::McpUnavailable { .. } => "TOOL_MCP_UNAVAILABLE",
+            Self::McpTool { .. } => "TOOL_MCP_TOOL",
             Self::Client(_) => "TOOL_CLIENT",
+        }
+    }
+}
+
+impl Error {
+    /// What is known of a call that ended so.
+    fn outcome(&self) -> CallOutcome {
+        match self {
+            Self::Timeout(_) | Self::Lost(_) | Self::Limit(_) => CallOutcome::Unknown,
+            Self::NotSent(_)
+            | Self::NoResponders { .. }
+            | Self::Authorization(_)
+            | Self::Unresolved(_)
+            | Self::McpUnavailable { .. } => CallOutcome::NotMade,
+            Self::Unknown { .. }
+            | Self::Arguments(_)
+            | Self::Rejected(_)
+            | Self::Definition(_)
+            | Self::RuntimeMissing { .. }
+            | Self::Script(_)
+            | Self::Sandbox(_)
+            | Self::HostNotAllowed { .. }
+            | Self::PrivateAddress { .. }
+            | Self::Secret(_)
+            | Self::Failed(_)
+            | Self::SubjectNotAllowed { .. }
+            | Self::SearchOff
+            | Self::Command(_)
+            | Self::McpServer(_)
+            | Self::McpTool { .. }
+            | Self::Client(_) => CallOutcome::Known,
         }
     }
 }
 
 impl From<Error> for Answer {
     fn from(error: Error) -> Self {
-        let is_lost = matches!(error, Error::Timeout(_) | Error::Lost(_) | Error::Limit(_));
-        let outcome = if is_lost { CallOutcome::Unknown } else { CallOutcome::Known };
+        let outcome = error.outcome();
         Self { outcome, code: Some(error.code()), ..Self::error(cut(format!("{}: {error}", error.code()))) }
     }
 }
@@ -226,8 +320,13 @@ pub trait Tool: Send + Sync {
     /// What the model is told.
     fn spec(&self) -> &ToolSpec;
 
-    /// What a call does outside this process. Calls that are not pure are kept in the ledger of effects.
+    /// What a call does outside this process. Calls that change something are kept in the ledger of effects.
     fn effect(&self) -> Effect;
+
+    /// What its definition says about every call, whatever answers it.
+    fn policy(&self) -> &CallPolicy {
+        CallPolicy::none()
+    }
 
     /// Finds out what a definition leaves open, once; the model is told what is known by then.
     async fn prepare(&self) {}
@@ -240,10 +339,43 @@ pub trait Tool: Send + Sync {
 
     /// Answers a call. Whatever goes wrong is an answer with status `error`: the model reads it.
     async fn call(&self, call: Call<'_>) -> Answer;
+
+    /// As [`Tool::call`], and tells how far the call is; most tools have nothing to tell.
+    async fn call_telling(&self, call: Call<'_>, _tell: Tell<'_>) -> Answer {
+        self.call(call).await
+    }
 }
+
+/// How far a call is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Progress {
+    /// What is done; it only grows.
+    pub done: f64,
+    /// What there is to do, if that is known.
+    pub total: Option<f64>,
+    /// In words.
+    pub message: Option<String>,
+}
+
+/// Hears how far a call is.
+pub type Tell<'a> = &'a (dyn Fn(Progress) + Send + Sync);
 
 /// A tool that can be shared between runs.
 pub type SharedTool = Arc<dyn Tool>;
+
+/// One name in a definition for tools that somebody else lists.
+#[async_trait]
+pub trait Offer: Send + Sync {
+    /// Finds out which tools they are, unless that is known. Fails when nobody can say, or when one that the
+    /// definition names is missing.
+    async fn list(&self) -> Result<(), Error>;
+
+    /// The tools that were found last, in the order in which models are told of them.
+    fn known(&self) -> Arc<[SharedTool]>;
+}
+
+/// An offer that can be shared between runs.
+pub type SharedOffer = Arc<dyn Offer>;
 
 /// `text`, or its first [`MAX_RESULT_CHARS`] characters and a note that says so.
 fn cut(text: String) -> String {
@@ -255,6 +387,15 @@ fn shorten(mut text: String, limit: usize) -> String {
     if let Some((end, _)) = text.char_indices().nth(limit) {
         text.truncate(end);
         text.push_str(&format!("\n[cut after {limit} characters; ask for less to see the rest]"));
+    }
+    text
+}
+
+/// `text`, or as many of its first characters as have `limit` bytes, and a note that says so.
+fn shorten_bytes(mut text: String, limit: usize) -> String {
+    if text.len() > limit {
+        text.truncate(text.floor_char_boundary(limit));
+        text.push_str(&format!("\n[cut after {limit} bytes; ask for less to see the rest]"));
     }
     text
 }

@@ -3,19 +3,25 @@
 use std::{sync::Arc, time::Duration};
 
 use indexmap::IndexMap;
-use secrecy::SecretString;
 use serde_json::{Value as Json, json};
 
 use super::{
-    Error, ScriptConfig, SharedTool, builtin, check_http,
+    Error, McpConfig, ScriptConfig, SharedOffer, SharedTool, builtin, check_http,
     code::Runners,
-    http::{AllowedHosts, HttpRequester, HttpTool},
+    http::{
+        AllowedHosts, HttpRequester, HttpTool, SearchConfig, SearchTwin, Searcher, WEB_SEARCH, WebSearch,
+    },
+    limits::{CallPolicy, Governed},
+    mcp::{self, Servers},
     memory::{self, Twin},
+    nats::{AllowedSubjects, NatsConfig, NoBroker, Requester, SubjectTool, Subjects},
     unusable::{Unusable, spec_of},
 };
 use crate::{
     graph::{self, Effect, Schema, ToolDefinition, ToolRuntime},
     model::ToolSpec,
+    secrets::{Asker, Secrets},
+    telemetry::{Gate, Limited},
     value::{Map, Name, Value},
 };
 
@@ -29,9 +35,9 @@ pub struct Config {
     pub allowed_hosts: AllowedHosts,
     /// `HTTP_TOOL_ALLOW_PRIVATE`: whether private addresses may be reached too; `false` by default.
     pub allow_private: bool,
-    /// `HTTP_TOOL_SECRETS`: secrets that headers may name, by name. They go only to hosts that
-    /// `allowed_hosts` names, never to those that only `*` allows.
-    pub secrets: IndexMap<String, SecretString>,
+    /// Secrets that headers may name. They go only to hosts that `allowed_hosts` names, never to those that only `*`
+    /// allows.
+    pub secrets: Secrets,
     /// `HTTP_TOOL_TIMEOUT_SECONDS`: most time of one request with its answer; a definition may lower it.
     pub max_timeout: Duration,
     /// `HTTP_TOOL_MAX_RESPONSE_BYTES`: most bytes read of an answer; a definition may lower it.
@@ -40,6 +46,12 @@ pub struct Config {
     pub max_concurrent: usize,
     /// Scripts.
     pub scripts: ScriptConfig,
+    /// MCP servers.
+    pub mcp: McpConfig,
+    /// Tools that are subjects.
+    pub nats: NatsConfig,
+    /// The provider of `web_search`.
+    pub search: SearchConfig,
 }
 
 impl Default for Config {
@@ -47,11 +59,14 @@ impl Default for Config {
         Self {
             allowed_hosts: AllowedHosts::default(),
             allow_private: false,
-            secrets: IndexMap::new(),
+            secrets: Secrets::default(),
             max_timeout: Duration::from_secs(60),
             max_response_bytes: 1 << 20,
             max_concurrent: 256,
             scripts: ScriptConfig::default(),
+            mcp: McpConfig::default(),
+            nats: NatsConfig::default(),
+            search: SearchConfig::default(),
         }
     }
 }
@@ -60,14 +75,19 @@ impl Default for Config {
 #[derive(Clone, Debug)]
 pub struct Toolbox {
     outside: Outside,
+    subjects: Subjects,
+    /// None where nothing outside is reached.
+    searcher: Option<Searcher>,
     /// None where nothing outside is reached.
     scripts: Option<Runners>,
+    /// In whose name its tools ask for secrets.
+    asker: Asker,
 }
 
 /// Who carries out the requests of HTTP tools.
 #[derive(Clone, Debug)]
 enum Outside {
-    Http(Arc<HttpRequester>),
+    Http(Arc<HttpRequester>, Servers),
     Memory(Arc<memory::Outside>),
 }
 
@@ -75,29 +95,80 @@ impl Toolbox {
     /// A toolbox under the operator's limits. Fails when the HTTP client cannot be made.
     pub fn new(config: Config) -> Result<Self, Error> {
         let scripts = Some(Runners::new(&config.scripts));
-        Ok(Self { outside: Outside::Http(Arc::new(HttpRequester::new(config)?)), scripts })
+        let (nats, search, mcp) = (config.nats.clone(), config.search.clone(), config.mcp.clone());
+        let requester = Arc::new(HttpRequester::new(config)?);
+        let subjects = Subjects { requester: Arc::new(NoBroker), config: nats, calls: requester.calls() };
+        let searcher = Some(Searcher::new(search, requester.calls())?);
+        let servers = Servers::new(&mcp, &requester)?;
+        let asker = Asker::inline(&"".into());
+        Ok(Self { outside: Outside::Http(requester, servers), subjects, searcher, scripts, asker })
     }
 
-    /// A toolbox whose HTTP tools reach nothing but `outside`.
+    /// The same, with a broker that carries the calls of NATS tools.
+    pub fn with_broker(mut self, broker: Arc<dyn Requester>) -> Self {
+        self.subjects.requester = broker;
+        self
+    }
+
+    /// A toolbox whose HTTP and NATS tools reach nothing but `outside`.
     pub fn in_memory(outside: Arc<memory::Outside>) -> Self {
-        Self { outside: Outside::Memory(outside), scripts: None }
+        let limits = Config::default();
+        let subjects = AllowedSubjects::new(vec![">".into()], Vec::new()).expect("it is a pattern");
+        let subjects = Subjects {
+            requester: outside.clone(),
+            config: NatsConfig { subjects, ..limits.nats },
+            calls: Gate::new(Limited::ToolCalls, limits.max_concurrent),
+        };
+        let asker = Asker::inline(&"".into());
+        Self { outside: Outside::Memory(outside), subjects, searcher: None, scripts: None, asker }
+    }
+
+    /// The same toolbox, whose tools ask for secrets in the name of `asker`.
+    pub fn in_name_of(&self, asker: Asker) -> Self {
+        Self { asker, ..self.clone() }
     }
 
     /// The tool that `name` means: what the definition brings along, or else the built-in.
     ///
     /// A defined tool is compiled here, so keep what this returns for as long as the graph lives.
-    /// `None` when nobody provides the name; `task` is the run's own and not found here.
+    /// `None` when nobody provides the name; `task` is the run's own and not found here, and tools of MCP servers
+    /// are found by [`Toolbox::offer`].
     pub fn resolve(&self, name: &str, definitions: &IndexMap<Name, ToolDefinition>) -> Option<SharedTool> {
-        let Some(definition) = definitions.get(name) else { return builtin(name) };
+        let Some(definition) = definitions.get(name) else { return self.built_in(name) };
+        if definition.mcp().is_some() {
+            return None;
+        }
         let spec = spec_of(definition);
         let mistakes = check_definition(definition);
         if !mistakes.is_empty() {
             // A bare mention of a built-in (name and description only) means the built-in.
-            let bare = definition.http.is_none() && definition.runtime.is_none();
-            return builtin(name)
+            let bare = answerers(definition) == 0;
+            return self
+                .built_in(name)
                 .filter(|_| bare)
                 .or_else(|| Some(Arc::new(Unusable::mistaken(spec, mistakes))));
         }
+        let mut policy = CallPolicy::of(definition);
+        if definition.nats.is_some() {
+            // It keeps the limit itself, and knows then whether anything was sent.
+            policy.timeout = None;
+        }
+        Some(Arc::new(Governed::new(self.defined(spec, definition)?, policy)))
+    }
+
+    /// The tool that needs no definition.
+    fn built_in(&self, name: &str) -> Option<SharedTool> {
+        if name != WEB_SEARCH {
+            return builtin(name);
+        }
+        Some(match &self.searcher {
+            Some(searcher) => Arc::new(WebSearch::new(searcher.clone())),
+            None => Arc::new(SearchTwin::new()),
+        })
+    }
+
+    /// The tool of a definition without mistakes.
+    fn defined(&self, spec: ToolSpec, definition: &ToolDefinition) -> Option<SharedTool> {
         if let Some(runtime) = &definition.runtime {
             let tool = self.scripts.as_ref().and_then(|scripts| scripts.tool(&spec, definition, runtime));
             return Some(match tool {
@@ -105,15 +176,20 @@ impl Toolbox {
                 None => Arc::new(Unusable::script(spec, runtime)),
             });
         }
+        if let Some(nats) = &definition.nats {
+            let effect = definition.effect.unwrap_or(Effect::Irreversible);
+            let said = (nats, definition.timeout());
+            return Some(Arc::new(SubjectTool::new(spec, effect, said, self.subjects.clone())));
+        }
         let http = definition.http.as_ref()?;
         let effect = effect_of(definition, http);
         let requester = match &self.outside {
-            Outside::Http(requester) => requester.clone(),
+            Outside::Http(requester, _) => requester.clone(),
             Outside::Memory(outside) => {
                 return Some(Arc::new(Twin::new(spec, effect, http, outside.clone())));
             }
         };
-        Some(match HttpTool::compile(spec.clone(), effect, http, requester) {
+        Some(match HttpTool::compile(spec.clone(), effect, http, (requester, self.asker.clone())) {
             Ok(tool) => Arc::new(tool),
             Err(mistakes) => Arc::new(Unusable::mistaken(spec, mistakes)),
         })
@@ -121,6 +197,32 @@ impl Toolbox {
 }
 
 impl Toolbox {
+    /// The tools behind `name` that an MCP server lists: one that the definition brings along, or the operator's.
+    /// `None` when the name stands for something else.
+    pub fn offer(&self, name: &str, definitions: &IndexMap<Name, ToolDefinition>) -> Option<SharedOffer> {
+        let definition = definitions.get(name);
+        match &self.outside {
+            Outside::Http(_, servers) => servers.offer((name, definition), &self.asker),
+            Outside::Memory(outside) => memory::offer(name, definition, outside),
+        }
+    }
+
+    /// Whether it can be said which MCP servers there are: an operator who has configured none may do so elsewhere.
+    pub fn knows_mcp_servers(&self) -> bool {
+        match &self.outside {
+            Outside::Http(_, servers) => servers.has_any(),
+            Outside::Memory(_) => false,
+        }
+    }
+
+    /// Ends sessions with servers, and the programs that were started for them.
+    pub async fn close(&self) {
+        match &self.outside {
+            Outside::Http(_, servers) => servers.close().await,
+            Outside::Memory(_) => {}
+        }
+    }
+
     /// The packages that a script needs and that are not installed; none when scripts of its language are not run here.
     pub async fn missing_packages(&self, runtime: &ToolRuntime) -> Result<Vec<String>, Error> {
         match &self.scripts {
@@ -133,9 +235,18 @@ impl Toolbox {
 /// What a call of an HTTP tool does outside: as its author says, or else as its method promises.
 fn effect_of(definition: &ToolDefinition, http: &graph::HttpTool) -> Effect {
     let method = http.method.as_deref().unwrap_or("GET").to_ascii_uppercase();
-    let by_method =
-        if matches!(&*method, "POST" | "PATCH") { Effect::Irreversible } else { Effect::Idempotent };
+    let by_method = match &*method {
+        "GET" | "HEAD" => Effect::Read,
+        "POST" | "PATCH" => Effect::Irreversible,
+        _ => Effect::Idempotent,
+    };
     definition.effect.unwrap_or(by_method)
+}
+
+/// How many things of a definition could answer a call.
+fn answerers(definition: &ToolDefinition) -> usize {
+    let ToolDefinition { http, nats, runtime, .. } = definition;
+    [http.is_some(), nats.is_some(), runtime.is_some()].into_iter().filter(|there| *there).count()
 }
 
 /// Every mistake in a tool's definition, as sentences; empty when there is none.
@@ -143,11 +254,16 @@ fn effect_of(definition: &ToolDefinition, http: &graph::HttpTool) -> Effect {
 /// What depends on the operator's settings (hosts, secrets) is only known when the tool is called.
 pub fn check_definition(definition: &ToolDefinition) -> Vec<String> {
     let mut mistakes = Vec::new();
-    match (&definition.http, &definition.runtime) {
-        (None, None) => mistakes.push("it has neither http nor runtime, so nothing can answer it".into()),
-        (Some(_), Some(_)) => mistakes.push("it has both http and runtime; keep one".into()),
-        (Some(http), None) => mistakes.extend(check_http(http)),
-        (None, Some(_)) => {}
+    match answerers(definition) {
+        0 => mistakes.push("it has neither http, nats nor runtime, so nothing can answer it".into()),
+        1 => mistakes.extend(definition.http.iter().flat_map(check_http)),
+        _ => mistakes.push("it has several of http, nats and runtime; keep one".into()),
+    }
+    mistakes.extend(definition.runtime.iter().flat_map(mcp::check));
+    let subject = definition.nats.as_ref().and_then(graph::check_subject);
+    mistakes.extend(subject.map(|why| format!("subject {why}")));
+    if definition.timeout_seconds.is_some_and(|seconds| seconds.is_nan() || seconds <= 0.0) {
+        mistakes.push("timeout_seconds must be above 0".into());
     }
     match &definition.parameters {
         Some(parameters @ Json::Object(_)) => {
@@ -263,7 +379,10 @@ mod tests {
             }
             resolve("t", definition).expect("defined").effect()
         };
-        for method in ["GET", "HEAD", "PUT", "DELETE", "get"] {
+        for method in ["GET", "HEAD", "get"] {
+            assert_eq!(effect(method, None), Effect::Read, "{method}");
+        }
+        for method in ["PUT", "DELETE"] {
             assert_eq!(effect(method, None), Effect::Idempotent, "{method}");
         }
         for method in ["POST", "PATCH", "post"] {

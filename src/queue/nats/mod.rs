@@ -6,6 +6,7 @@
 //! server after the reconnect, when nobody listens for the answer any more.
 
 mod advisories;
+mod caller;
 mod check;
 mod connect;
 mod control;
@@ -17,6 +18,7 @@ mod settle;
 mod upkeep;
 mod watch;
 
+pub use caller::Caller;
 pub use check::RESULTS_MAX_AGE;
 pub use examine::{Doubt, Examined, Numbers};
 pub use watch::Results;
@@ -157,6 +159,13 @@ impl Config {
         self.urls.iter().map(|url| without_password(url)).collect()
     }
 
+    /// Subjects that belong to this program, as patterns: nothing else may be sent there.
+    pub fn own_subjects(&self) -> Vec<String> {
+        let fixed = ["agent.status.>", "agent.dlq.>", "agent.control.>", "agent.notice.>"];
+        let requests = [&self.execution_subjects, &self.submit_subject].map(String::clone);
+        requests.into_iter().chain(fixed.map(str::to_owned)).collect()
+    }
+
     /// What is wrong with the values, one sentence each; empty when nothing is.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -225,16 +234,24 @@ impl Nats {
 
     /// Waits a moment for a lost connection.
     async fn connected(&self) -> Result<(), Error> {
-        let deadline = Instant::now() + RECONNECT_WAIT;
-        while self.client.connection_state() != State::Connected {
-            if Instant::now() >= deadline {
-                return Err(Error::Unavailable("the connection is down".into()));
-            }
-            // The client offers no wait for its state.
-            sleep(RECONNECT_PAUSE.0).await;
+        if is_connected(&self.client).await {
+            return Ok(());
         }
-        Ok(())
+        Err(Error::Unavailable("the connection is down".into()))
     }
+}
+
+/// Whether the connection is there, after a moment's wait for a lost one.
+async fn is_connected(client: &Client) -> bool {
+    let deadline = Instant::now() + RECONNECT_WAIT;
+    while client.connection_state() != State::Connected {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        // The client offers no wait for its state.
+        sleep(RECONNECT_PAUSE.0).await;
+    }
+    true
 }
 
 /// Why an API request failed.

@@ -1,4 +1,4 @@
-//! Tools that are one HTTP request: the only tools that leave the process.
+//! Tools that are HTTP requests: to where a definition says, with pages and tokens, or to a provider of searches.
 //!
 //! **Invariant:** a request goes to the host its definition names, when the operator allows that host, and to no
 //! private address unless the operator allows those.
@@ -6,34 +6,41 @@
 
 mod address;
 mod body;
+mod exchange;
 mod hosts;
+mod pages;
 mod reply;
 mod request;
+mod search;
+mod token;
 
 pub use hosts::AllowedHosts;
+pub(super) use reply::Redaction;
+pub(super) use request::RequestTemplate;
+pub use search::{SearchConfig, WEB_SEARCH};
+pub(super) use search::{SearchTwin, Searcher, WebSearch};
 
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
-use reqwest::{Client, Method, Response, StatusCode, header::LOCATION, redirect};
+use indexmap::IndexMap;
+use reqwest::{Client, ClientBuilder, header::HeaderMap, redirect};
+use tokio::time::Instant;
 use url::{Host, Url};
 
-use super::{Answer, Call, Config, Error, Tool, cut, shorten};
+use super::{Answer, Call, Config, Error, Tool, cut};
 use crate::{
     graph::{Effect, HttpTool as Definition},
     model::ToolSpec,
+    secrets::{Asker, Secret},
     telemetry::{Gate, Limited, Pass},
+    value::Map,
 };
-use address::{NoPublicAddress, PublicOnly, is_public};
+use address::{PublicOnly, is_public};
+use exchange::Exchange;
 use hosts::Permission;
-use reply::{Body, Redaction};
-use request::{Filled, RequestTemplate};
-
-/// Characters of a failed answer's body that the model sees; the reason stands in the first lines.
-const MAX_ERROR_BODY_CHARS: usize = 2_000;
-
-/// Characters of a transport error's text.
-const MAX_CAUSE_CHARS: usize = 300;
+use pages::Pages;
+use token::Tokens;
 
 /// How long an idle connection is kept; models call in bursts.
 const POOL_IDLE: Duration = Duration::from_secs(60);
@@ -42,12 +49,22 @@ const POOL_IDLE: Duration = Duration::from_secs(60);
 /// unknown.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
-/// Header that lets a server tell a repeated request from a new one.
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// Who servers see.
+const USER_AGENT: &str = concat!("agent-executor/", env!("CARGO_PKG_VERSION"));
 
 /// Every mistake in an http tool's definition, as sentences; empty when there is none.
 pub fn check_http(definition: &Definition) -> Vec<String> {
     RequestTemplate::compile(definition).err().unwrap_or_default()
+}
+
+/// A client for servers that tools reach, still without its rules for names.
+pub(super) fn client() -> ClientBuilder {
+    Client::builder()
+        .user_agent(USER_AGENT)
+        .redirect(redirect::Policy::none())
+        .referer(false)
+        .pool_idle_timeout(POOL_IDLE)
+        .connect_timeout(CONNECT_LIMIT)
 }
 
 /// The client and the limits that all http tools share.
@@ -55,53 +72,87 @@ pub fn check_http(definition: &Definition) -> Vec<String> {
 pub(super) struct HttpRequester {
     client: Client,
     config: Config,
-    redaction: Redaction,
     calls: Gate,
+    tokens: Tokens,
 }
 
 impl HttpRequester {
     pub(super) fn new(config: Config) -> Result<Self, Error> {
-        let mut builder = Client::builder()
-            .user_agent(concat!("agent-executor/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .pool_idle_timeout(POOL_IDLE)
-            .connect_timeout(CONNECT_LIMIT)
-            // A proxy would look the name up itself, past the check of its address.
-            .no_proxy();
+        // A proxy would look the name up itself, past the check of its address.
+        let mut builder = client().no_proxy();
         if !config.allow_private {
             builder = builder.dns_resolver(Arc::new(PublicOnly));
         }
         let client = builder.build().map_err(|error| Error::Client(error.into()))?;
-        let redaction = Redaction::of(config.secrets.values());
         let calls = Gate::new(Limited::ToolCalls, config.max_concurrent);
-        Ok(Self { client, config, redaction, calls })
+        Ok(Self { client, config, calls, tokens: Tokens::new() })
     }
 
-    /// Whether the operator lets this request go to its host with its secrets.
-    fn check(&self, request: &RequestTemplate) -> Result<(), Error> {
-        let host = || request.origin.host_str().unwrap_or_default().to_owned();
-        let permission = self.config.allowed_hosts.permission(&request.origin);
+    /// The places of calls outside, which all tools share.
+    pub(super) fn calls(&self) -> Gate {
+        self.calls.clone()
+    }
+
+    /// Where something other than a tool's own request goes, when the operator allows it: the client that reaches
+    /// it, the address and the headers.
+    pub(super) async fn admit(
+        &self,
+        request: &RequestTemplate,
+        asker: &Asker,
+    ) -> Result<(Client, Url, HeaderMap), Error> {
+        let secrets = self.secrets(request, asker).await?;
+        let filled = request.fill(&Map::new(), |name| secrets.get(name).map(Secret::expose))?;
+        Ok((self.client.clone(), filled.url, filled.headers))
+    }
+
+    /// Most time of one call.
+    pub(super) fn max_timeout(&self) -> Duration {
+        self.config.max_timeout
+    }
+
+    /// What the operator says of the host of `url`, unless it must not be reached.
+    fn check_host(&self, url: &Url) -> Result<Permission, Error> {
+        let host = || url.host_str().unwrap_or_default().to_owned();
+        let permission = self.config.allowed_hosts.permission(url);
         if permission == Permission::Refused {
             return Err(Error::HostNotAllowed { host: host() });
         }
         // The client asks its resolver about names only; a host written as an address is checked here.
-        if !self.config.allow_private && !host_may_be_public(&request.origin) {
+        if !self.config.allow_private && !host_may_be_public(url) {
             return Err(Error::PrivateAddress { host: host() });
         }
-        for name in request.secrets() {
-            if !self.config.secrets.contains_key(name) {
-                return Err(Error::Secret(format!("the secret '{name}' is not among HTTP_TOOL_SECRETS")));
-            }
-            if permission != Permission::Named {
-                return Err(Error::Secret(format!(
-                    "secrets are only sent to hosts that HTTP_TOOL_ALLOWED_HOSTS names; '*' alone does not send \
-                     them to '{}'",
-                    host()
-                )));
-            }
+        Ok(permission)
+    }
+
+    /// The secret called `name`, when it may be sent to the host of `url`.
+    async fn secret(&self, (name, url): (&str, &Url), asker: &Asker) -> Result<Secret, Error> {
+        if self.check_host(url)? != Permission::Named {
+            let host = url.host_str().unwrap_or_default();
+            return Err(Error::Secret(format!(
+                "secrets are only sent to hosts that HTTP_TOOL_ALLOWED_HOSTS names; '*' alone does not send \
+                 them to '{host}'"
+            )));
         }
-        Ok(())
+        Ok(self.config.secrets.resolve_for_header(asker, name).await?)
+    }
+
+    /// The secrets that the request and its login name, by name.
+    async fn secrets(
+        &self,
+        request: &RequestTemplate,
+        asker: &Asker,
+    ) -> Result<IndexMap<String, Secret>, Error> {
+        self.check_host(&request.origin)?;
+        let mut secrets = IndexMap::new();
+        for name in request.secrets() {
+            secrets.insert(name.to_owned(), self.secret((name, &request.origin), asker).await?);
+        }
+        // It is sent elsewhere, and must not come back either.
+        if let Some(login) = &request.login {
+            let secret = self.secret((&login.secret, &login.token_url), asker).await?;
+            secrets.insert(login.secret.clone(), secret);
+        }
+        Ok(secrets)
     }
 
     fn timeout(&self, request: &RequestTemplate) -> Duration {
@@ -128,6 +179,8 @@ pub(super) struct HttpTool {
     effect: Effect,
     request: RequestTemplate,
     requester: Arc<HttpRequester>,
+    /// In whose name it asks for secrets.
+    asker: Asker,
 }
 
 impl fmt::Debug for HttpTool {
@@ -152,10 +205,15 @@ impl Tool for HttpTool {
     }
 
     async fn call(&self, call: Call<'_>) -> Answer {
-        let answer = self.answer(&call).await.unwrap_or_else(Answer::from);
+        let secrets = match self.requester.secrets(&self.request, &self.asker).await {
+            Ok(secrets) => secrets,
+            Err(error) => return error.into(),
+        };
+        let redaction = Redaction::of(secrets.values());
+        let answer = self.answer(&call, (&secrets, &redaction)).await.unwrap_or_else(Answer::from);
         tracing::debug!(tool = &*self.spec.name, status = answer.status.as_str(), "http tool answered");
         // Error texts can quote what was sent; nothing leaves without this.
-        Answer { content: cut(self.requester.redaction.apply(answer.content)), ..answer }
+        Answer { content: cut(redaction.apply(answer.content)), ..answer }
     }
 }
 
@@ -165,90 +223,35 @@ impl HttpTool {
         spec: ToolSpec,
         effect: Effect,
         definition: &Definition,
-        requester: Arc<HttpRequester>,
+        (requester, asker): (Arc<HttpRequester>, Asker),
     ) -> Result<Self, Vec<String>> {
-        Ok(Self { spec, effect, request: RequestTemplate::compile(definition)?, requester })
+        Ok(Self { spec, effect, request: RequestTemplate::compile(definition)?, requester, asker })
     }
 
-    async fn answer(&self, call: &Call<'_>) -> Result<Answer, Error> {
-        self.requester.check(&self.request)?;
-        let filled = self.request.fill(call.args, |name| self.requester.config.secrets.get(name))?;
+    async fn answer(
+        &self,
+        call: &Call<'_>,
+        (secrets, redaction): (&IndexMap<String, Secret>, &Redaction),
+    ) -> Result<Answer, Error> {
+        let filled = self.request.fill(call.args, |name| secrets.get(name).map(Secret::expose))?;
         let timeout = self.requester.timeout(&self.request);
-        let failed = |error| self.failure(error, timeout);
-        let response = self.send(filled, call.idempotency_key, timeout).await.map_err(failed)?;
-        let status = response.status();
-        if status.is_redirection() {
-            return Err(Error::Failed(format!("the server answered {status}{}", redirection(&response))));
-        }
-        let body =
-            reply::read(response, self.requester.response_limit(&self.request)).await.map_err(failed)?;
-        let text = self.describe(body);
-        if status.is_success() {
-            let text = if text.is_empty() { format!("{status}, without content") } else { text };
-            return Ok(Answer::success(text));
-        }
-        let text = format!("the server answered {status}\n{}", shorten(text, MAX_ERROR_BODY_CHARS));
-        // A gateway that got no answer knows as little as we do.
-        let is_lost = matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT);
-        Err(if is_lost { Error::Lost(text) } else { Error::Failed(text) })
-    }
-
-    async fn send(&self, filled: Filled, key: &str, timeout: Duration) -> Result<Response, reqwest::Error> {
-        let Filled { url, headers, body } = filled;
-        let method = self.request.method.clone();
-        let repeatable =
-            (method == Method::GET || method == Method::HEAD) && self.effect != Effect::Irreversible;
-        let keyed = repeatable || headers.contains_key(IDEMPOTENCY_KEY);
-        let mut request = self.requester.client.request(method, url).headers(headers).timeout(timeout);
-        if !keyed {
-            request = request.header(IDEMPOTENCY_KEY, key);
-        }
-        if let Some(body) = body {
-            request = request.body(body);
-        }
-        request.send().await
-    }
-
-    /// The body as the model reads it, without secrets.
-    fn describe(&self, body: Body) -> String {
-        let redaction = &self.requester.redaction;
-        match body {
-            Body::Text { text, complete: true } => redaction.apply(text),
-            Body::Text { text, complete: false } => {
-                let limit = self.requester.response_limit(&self.request);
-                // First within the answer's own limit, so that this note is not cut off.
-                let text = cut(redaction.apply_to_cut(text));
-                format!("{text}\n[cut: the response is larger than {limit} bytes]")
+        let exchange = Exchange {
+            tool: self,
+            key: call.idempotency_key,
+            redaction,
+            timeout,
+            deadline: Instant::now() + timeout,
+        };
+        let text = match &self.request.paging {
+            None => {
+                let answered = exchange.send(filled, self.requester.response_limit(&self.request)).await?;
+                let (status, text) = (answered.status, answered.text());
+                if text.is_empty() { format!("{status}, without content") } else { text }
             }
-            Body::Binary { kind, bytes: Some(bytes) } => format!("[binary response: {kind}, {bytes} bytes]"),
-            Body::Binary { kind, bytes: None } => format!("[binary response: {kind}, size unknown]"),
-        }
+            Some(paging) => exchange.pages(filled, Pages::new(paging)).await?,
+        };
+        Ok(Answer::success(text))
     }
-
-    fn failure(&self, error: reqwest::Error, timeout: Duration) -> Error {
-        let host = self.request.origin.host_str().unwrap_or_default();
-        if error.is_timeout() && !error.is_connect() {
-            return Error::Timeout(timeout);
-        }
-        // The address stays out of the text: its query is made of arguments.
-        let error = error.without_url();
-        let chain = || std::iter::successors(Some::<&dyn StdError>(&error), |error| (*error).source());
-        if chain().any(|cause| cause.is::<NoPublicAddress>()) {
-            return Error::PrivateAddress { host: host.to_owned() };
-        }
-        let root = shorten(chain().last().map(ToString::to_string).unwrap_or_default(), MAX_CAUSE_CHARS);
-        if error.is_connect() {
-            return Error::Failed(format!("could not connect to '{host}': {root}"));
-        }
-        let text = format!("the exchange broke off with '{host}': {root}");
-        if error.is_builder() { Error::Failed(text) } else { Error::Lost(text) }
-    }
-}
-
-fn redirection(response: &Response) -> String {
-    let target = response.headers().get(LOCATION).and_then(|target| target.to_str().ok());
-    let target = target.map(|target| format!(" to '{}'", shorten(target.to_owned(), MAX_CAUSE_CHARS)));
-    format!(", a redirection{}; redirections are not followed", target.unwrap_or_default())
 }
 
 #[cfg(test)]

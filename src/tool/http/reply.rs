@@ -1,12 +1,13 @@
 //! What the model reads of an HTTP response, and what it must never read: a secret that came back.
 
+use std::sync::Arc;
+
 use reqwest::{Response, header::CONTENT_TYPE};
-use secrecy::{ExposeSecret, SecretString};
 
-use super::request::percent_encoded;
-
-/// What stands in an answer where a secret stood.
-const REDACTED: &str = "[secret]";
+use crate::{
+    secrets::Secret,
+    telemetry::scrub::{Scrubber, Values},
+};
 
 /// The body of a response.
 pub(super) enum Body {
@@ -53,72 +54,50 @@ fn looks_binary(bytes: &[u8]) -> bool {
     bytes.contains(&0) || std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_some())
 }
 
-/// The operator's secrets in every spelling a server may send back.
+/// The secrets that must not be read in an answer, in every spelling a server may send back.
 #[derive(Debug)]
-pub(super) struct Redaction {
-    /// Longest first, so that a secret within another one does not uncover the rest of it.
-    spellings: Vec<SecretString>,
+pub(in crate::tool) struct Redaction {
+    /// Those that were sent, however short, and those that the process knows.
+    all: Vec<Arc<Values>>,
 }
 
 impl Redaction {
-    pub(super) fn of<'a>(secrets: impl Iterator<Item = &'a SecretString>) -> Self {
-        let mut spellings: Vec<String> = secrets
-            .map(ExposeSecret::expose_secret)
-            .flat_map(|secret| {
-                let quoted = serde_json::Value::from(secret).to_string();
-                let escaped = quoted.trim_start_matches('"').strip_suffix('"').unwrap_or_default().to_owned();
-                [secret.to_owned(), escaped, percent_encoded(secret)]
-            })
-            .filter(|spelling| !spelling.is_empty())
-            .collect();
-        spellings.sort_by_key(|spelling| std::cmp::Reverse(spelling.len()));
-        spellings.dedup();
-        Self { spellings: spellings.into_iter().map(SecretString::from).collect() }
+    /// Of a request that carried `sent`.
+    pub(super) fn of<'a>(sent: impl Iterator<Item = &'a Secret>) -> Self {
+        let sent = Values::of(sent.map(Secret::expose)).map(Arc::new);
+        Self { all: sent.into_iter().chain(Scrubber::process().values()).collect() }
+    }
+
+    /// Of `own`, and of what the process knows by now.
+    pub(in crate::tool) fn with(own: Option<&Arc<Values>>) -> Self {
+        Self { all: own.cloned().into_iter().chain(Scrubber::process().values()).collect() }
     }
 
     /// `text` without any secret.
-    pub(super) fn apply(&self, text: String) -> String {
-        self.spellings.iter().map(ExposeSecret::expose_secret).fold(text, |text, secret| {
-            if text.contains(secret) { text.replace(secret, REDACTED) } else { text }
-        })
+    pub(in crate::tool) fn apply(&self, text: String) -> String {
+        self.all.iter().fold(text, |text, values| values.remove(&text).into_owned())
     }
 
     /// `text` that was cut at its end, without any secret and without the beginning of one at the cut.
     pub(super) fn apply_to_cut(&self, text: String) -> String {
-        let mut text = self.apply(text);
-        let partial = |secret: &str, text: &str| {
-            secret
-                .char_indices()
-                .skip(1)
-                .map(|(end, _)| end)
-                .filter(|end| text.ends_with(&secret[..*end]))
-                .max()
-        };
-        let longest = self.spellings.iter().filter_map(|secret| partial(secret.expose_secret(), &text)).max();
-        text.truncate(text.len() - longest.unwrap_or(0));
-        text
+        self.all.iter().fold(text, |text, values| values.remove_from_cut(&text))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use secrecy::SecretString;
+
     use super::*;
 
     #[test]
-    fn a_secret_is_removed_in_every_spelling() {
-        let secrets = [SecretString::from("a\"b c"), SecretString::from("a\"b"), SecretString::from("")];
-        let redaction = Redaction::of(secrets.iter());
-        assert_eq!(redaction.apply("x a\"b c y".into()), "x [secret] y");
-        assert_eq!(redaction.apply(r#"{"k":"a\"b c"}"#.into()), r#"{"k":"[secret]"}"#);
-        assert_eq!(redaction.apply("q=a%22b%20c&r=a%22b".into()), "q=[secret]&r=[secret]");
-        assert_eq!(redaction.apply("nothing here".into()), "nothing here");
-    }
-
-    #[test]
-    fn the_beginning_of_a_secret_at_a_cut_is_removed() {
-        let redaction = Redaction::of([SecretString::from("hunter2")].iter());
-        assert_eq!(redaction.apply_to_cut("key: hunte".into()), "key: ");
-        assert_eq!(redaction.apply_to_cut("hunter2 and h".into()), "[secret] and ");
+    fn what_was_sent_is_removed_however_short_it_is() {
+        let redaction = Redaction::of([Secret::from(SecretString::from("a\"b"))].iter());
+        assert_eq!(
+            redaction.apply(r#"{"k":"a\"b"} a%22b"#.into()),
+            r#"{"k":"***REDACTED***"} ***REDACTED***"#
+        );
+        assert_eq!(redaction.apply_to_cut("key: a".into()), "key: ");
     }
 
     #[test]

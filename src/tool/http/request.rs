@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use reqwest::{
     Method,
-    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
+    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
 };
-use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::body::Body;
+use super::{body::Body, pages::Paging, token::Login};
 use crate::{
-    graph::{HttpTool as Definition, SECRET, Template, secret_names},
+    graph::{HeaderValue as Written, HttpTool as Definition, SECRET, Template, secret_names},
+    secrets,
     tool::Error,
     value::{Map, State, Value},
 };
@@ -46,10 +46,10 @@ const RESERVED: [&str; 12] = [
 
 /// A definition's request, parsed.
 #[derive(Debug)]
-pub(super) struct RequestTemplate {
+pub(in crate::tool) struct RequestTemplate {
     pub(super) method: Method,
     /// The address up to its path: what no argument changes.
-    pub(super) origin: Url,
+    pub(in crate::tool) origin: Url,
     /// The same as it was written.
     prefix: String,
     /// Path and query.
@@ -58,17 +58,29 @@ pub(super) struct RequestTemplate {
     body: Option<Body>,
     pub(super) timeout: Option<Duration>,
     pub(super) max_response_bytes: Option<u64>,
+    /// How further pages are found.
+    pub(super) paging: Option<Paging>,
+    /// Who gets it a token.
+    pub(super) login: Option<Login>,
 }
 
 #[derive(Debug)]
 struct Header {
     name: HeaderName,
-    value: Template,
+    value: Filling,
     secrets: Vec<String>,
 }
 
-/// A request with every template filled in.
+/// What a header is filled with.
 #[derive(Debug)]
+enum Filling {
+    Template(Template),
+    /// The one secret it names.
+    Secret,
+}
+
+/// A request with every template filled in.
+#[derive(Clone, Debug)]
 pub(super) struct Filled {
     pub(super) url: Url,
     pub(super) headers: HeaderMap,
@@ -77,7 +89,7 @@ pub(super) struct Filled {
 
 impl RequestTemplate {
     /// Parses a definition; fails with every mistake in it.
-    pub(super) fn compile(definition: &Definition) -> Result<Self, Vec<String>> {
+    pub(in crate::tool) fn compile(definition: &Definition) -> Result<Self, Vec<String>> {
         let mut mistakes = Vec::new();
         let method = keep(method(definition), &mut mistakes);
         let address = keep(address(&definition.url), &mut mistakes);
@@ -87,12 +99,31 @@ impl RequestTemplate {
         if definition.max_response_bytes == Some(0) {
             mistakes.push("max_response_bytes must be above 0".into());
         }
-        match (method, address, body, timeout) {
-            (Some(method), Some((origin, prefix, rest)), Some(body), Some(timeout))
-                if mistakes.is_empty() =>
-            {
+        let paging = definition.pagination.as_ref().map(|paging| Paging::compile(paging, method.as_ref()));
+        let paging = keep(paging.transpose(), &mut mistakes);
+        let login = keep(login(definition, &headers), &mut mistakes);
+        match (method, address, body, timeout, paging, login) {
+            (
+                Some(method),
+                Some((origin, prefix, rest)),
+                Some(body),
+                Some(timeout),
+                Some(paging),
+                Some(login),
+            ) if mistakes.is_empty() => {
                 let max_response_bytes = definition.max_response_bytes;
-                Ok(Self { method, origin, prefix, rest, headers, body, timeout, max_response_bytes })
+                Ok(Self {
+                    method,
+                    origin,
+                    prefix,
+                    rest,
+                    headers,
+                    body,
+                    timeout,
+                    max_response_bytes,
+                    paging,
+                    login,
+                })
             }
             _ => Err(mistakes),
         }
@@ -107,7 +138,7 @@ impl RequestTemplate {
     pub(super) fn fill<'s>(
         &self,
         args: &Map,
-        secret: impl Fn(&str) -> Option<&'s SecretString>,
+        secret: impl Fn(&str) -> Option<&'s str>,
     ) -> Result<Filled, Error> {
         let url = self.url(args)?;
         let state = state_of(args.clone());
@@ -149,17 +180,23 @@ impl Header {
     fn fill<'s>(
         &self,
         state: &State,
-        secret: impl Fn(&str) -> Option<&'s SecretString>,
+        secret: impl Fn(&str) -> Option<&'s str>,
     ) -> Result<HeaderValue, Error> {
-        let mut state = state.clone();
-        if !self.secrets.is_empty() {
-            let known = self.secrets.iter().filter_map(|name| {
-                secret(name).map(|value| (name.as_str(), Value::from(value.expose_secret())))
-            });
-            state.insert(SECRETS.into(), Value::map(known));
-        }
+        let mut known =
+            self.secrets.iter().filter_map(|name| Some((name.as_str(), Value::from(secret(name)?))));
         let what = self.name.as_str();
-        let text = render(&self.value, &state, what)?;
+        let text = match &self.value {
+            Filling::Secret => {
+                known.next().and_then(|(_, value)| Some(value.as_str()?.to_owned())).unwrap_or_default()
+            }
+            Filling::Template(template) => {
+                let mut state = state.clone();
+                if !self.secrets.is_empty() {
+                    state.insert(SECRETS.into(), Value::map(known));
+                }
+                render(template, &state, what)?
+            }
+        };
         let mut value = HeaderValue::from_str(&text).map_err(|_| {
             Error::Arguments(format!("the header '{what}' may only have printable ASCII characters"))
         })?;
@@ -217,12 +254,23 @@ fn headers(definition: &Definition, mistakes: &mut Vec<String>) -> Vec<Header> {
     definition.headers.iter().filter_map(|(name, value)| keep(header(name, value), mistakes)).collect()
 }
 
-fn header(name: &str, value: &str) -> Result<Header, String> {
+fn header(name: &str, value: &Written) -> Result<Header, String> {
     let parsed =
         HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("'{name}' is no header name"))?;
     if RESERVED.contains(&parsed.as_str()) {
         return Err(format!("the header '{name}' is set by the client and cannot be defined"));
     }
+    let value = match value {
+        Written::Template(value) => value,
+        Written::Secret(named) if secrets::is_name(&named.secret) => {
+            return Ok(Header { name: parsed, value: Filling::Secret, secrets: vec![named.secret.clone()] });
+        }
+        Written::Secret(_) => {
+            return Err(format!(
+                "the secret of the header '{name}' needs a name of letters, digits, '_', '-' and '.'"
+            ));
+        }
+    };
     let secrets = secret_names(value);
     let rest = template(&SECRET.replace_all(value, ""), name)?;
     if rest.names().any(|name| name == SECRETS) {
@@ -230,7 +278,15 @@ fn header(name: &str, value: &str) -> Result<Header, String> {
             "the header '{name}' may insert a secret only as {{{{ secrets.NAME }}}}, unchanged"
         ));
     }
-    Ok(Header { name: parsed, value: template(value, name)?, secrets })
+    Ok(Header { name: parsed, value: Filling::Template(template(value, name)?), secrets })
+}
+
+fn login(definition: &Definition, headers: &[Header]) -> Result<Option<Login>, String> {
+    let Some(auth) = &definition.auth else { return Ok(None) };
+    if headers.iter().any(|header| header.name == AUTHORIZATION) {
+        return Err("auth sets the header 'Authorization'; leave it out of headers".into());
+    }
+    Login::compile(auth).map(Some)
 }
 
 fn timeout(definition: &Definition) -> Result<Option<Duration>, String> {

@@ -1,5 +1,6 @@
+mod exchanges;
+
 use indexmap::IndexMap;
-use secrecy::SecretString;
 use serde_json::{Value as Json, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -12,14 +13,22 @@ use super::*;
 use crate::{
     graph::ToolDefinition,
     ids::UnixNanos,
-    tool::Toolbox,
+    secrets::{self, Given, Secrets},
+    telemetry::scrub::Scrubber,
+    tool::{CallOutcome, Toolbox},
     value::{State, ToolStatus, Value},
 };
 
 /// A server of one fixed reply that hands out the requests it got.
-struct Server {
-    port: u16,
-    requests: mpsc::UnboundedReceiver<String>,
+pub(super) struct Server {
+    pub(super) port: u16,
+    pub(super) requests: mpsc::UnboundedReceiver<String>,
+}
+
+/// A server that answers everything with the same JSON.
+pub(super) async fn serve_json(status: &str, json: &Json) -> Server {
+    let reply = reply(status, "content-type: application/json\r\n", json.to_string().as_bytes());
+    serve(move |_| reply.clone(), Then::Close).await
 }
 
 /// What a server does after it has read a request.
@@ -82,13 +91,28 @@ fn local() -> Config {
     Config {
         allowed_hosts: AllowedHosts::parse("127.0.0.1 localhost").expect("hosts"),
         allow_private: true,
-        secrets: IndexMap::from([("KEY".to_owned(), SecretString::from("hunter2"))]),
+        secrets: Secrets::new(
+            secrets::Config {
+                open: vec!["KEY".to_owned()],
+                given: IndexMap::from([("KEY".to_owned(), Given::Value("hunter2".into()))]),
+                ..secrets::Config::default()
+            },
+            &Scrubber::default(),
+        ),
         ..Config::default()
     }
 }
 
+/// A request to the server on `port` that carries the secret.
+fn with_key(port: u16) -> Json {
+    json!({"url": format!("http://127.0.0.1:{port}/"), "headers": {"X-Key": {"secret": "KEY"}}})
+}
+
 async fn call(config: Config, http: Json, args: Json) -> Answer {
-    let toolbox = Toolbox::new(config).expect("a client");
+    call_in(&Toolbox::new(config).expect("a client"), http, args).await
+}
+
+async fn call_in(toolbox: &Toolbox, http: Json, args: Json) -> Answer {
     let definition: ToolDefinition =
         serde_json::from_value(json!({"name": "web", "http": http})).expect("a definition");
     let tool = toolbox.resolve("web", &IndexMap::from([("web".into(), definition)])).expect("defined");
@@ -145,22 +169,24 @@ async fn a_secret_arrives_and_never_comes_back() {
     let http = json!({"url": format!("http://127.0.0.1:{}/", server.port), "headers": headers});
     let answer = call(local(), http, json!({})).await;
     assert!(server.requests.recv().await.expect("a request").contains("authorization: Bearer hunter2"));
-    assert!(answer.content.contains("authorization: Bearer [secret]") && !answer.content.contains("hunter2"));
+    assert!(
+        answer.content.contains("authorization: Bearer ***REDACTED***")
+            && !answer.content.contains("hunter2")
+    );
 }
 
 #[tokio::test]
 async fn a_secret_in_a_failure_or_a_redirection_never_comes_back() {
     let failing = serve(|_| reply("403 Forbidden", TEXT, b"bad key hunter2"), Then::Close).await;
-    let answer =
-        call(local(), json!({"url": format!("http://127.0.0.1:{}/", failing.port)}), json!({})).await;
-    assert_eq!(error(&answer), "TOOL_FAILED: the server answered 403 Forbidden\nbad key [secret]");
+    let answer = call(local(), with_key(failing.port), json!({})).await;
+    assert_eq!(error(&answer), "TOOL_FAILED: the server answered 403 Forbidden\nbad key ***REDACTED***");
     let moving =
         serve(|_| reply("302 Found", "location: http://a.org/?key=hunter2\r\n", b""), Then::Close).await;
-    let answer = call(local(), json!({"url": format!("http://127.0.0.1:{}/", moving.port)}), json!({})).await;
+    let answer = call(local(), with_key(moving.port), json!({})).await;
     assert_eq!(
         error(&answer),
-        "TOOL_FAILED: the server answered 302 Found, a redirection to 'http://a.org/?key=[secret]'; redirections \
-         are not followed"
+        "TOOL_FAILED: the server answered 302 Found, a redirection to 'http://a.org/?key=***REDACTED***'; \
+         redirections are not followed"
     );
 }
 
@@ -182,7 +208,10 @@ async fn secrets_go_only_where_the_operator_named_the_host() {
     assert!(error(&answer).starts_with("TOOL_SECRET: secrets are only sent to hosts"), "{}", answer.content);
     let headers = json!({"Authorization": "{{ secrets.OTHER }}"});
     let answer = call(local(), json!({"url": "http://127.0.0.1:9/", "headers": headers}), json!({})).await;
-    assert_eq!(error(&answer), "TOOL_SECRET: the secret 'OTHER' is not among HTTP_TOOL_SECRETS");
+    assert_eq!(
+        error(&answer),
+        "SECRET_NOT_ALLOWED: the definition '' may not use the secret 'OTHER'; SECRETS_ALLOWED does not allow it"
+    );
 }
 
 #[tokio::test]
@@ -253,11 +282,13 @@ async fn a_definition_lowers_the_operators_limits_and_never_raises_them() {
 #[tokio::test]
 async fn a_long_answer_is_cut_and_says_so() {
     let server = serve(|_| reply("200 OK", TEXT, b"0123456789 hunter2"), Then::Close).await;
-    let url = format!("http://127.0.0.1:{}/", server.port);
-    let answer = call(local(), json!({"url": url, "max_response_bytes": 14}), json!({})).await;
+    let mut http = with_key(server.port);
+    http["max_response_bytes"] = json!(14);
+    let answer = call(local(), http.clone(), json!({})).await;
     assert_eq!(answer, Answer::success("0123456789 \n[cut: the response is larger than 14 bytes]"));
-    let answer = call(local(), json!({"url": url, "max_response_bytes": 18}), json!({})).await;
-    assert_eq!(answer, Answer::success("0123456789 [secret]"));
+    http["max_response_bytes"] = json!(18);
+    let answer = call(local(), http, json!({})).await;
+    assert_eq!(answer, Answer::success("0123456789 ***REDACTED***"));
 }
 
 #[tokio::test]
@@ -311,6 +342,7 @@ async fn a_server_that_is_not_there_is_said_without_the_address() {
     drop(listener);
     let http = json!({"url": format!("http://127.0.0.1:{port}/{{{{ x }}}}")});
     let answer = call(local(), http, json!({"x": "private-argument"})).await;
+    assert_eq!(answer.outcome, CallOutcome::NotMade, "an irreversible call may be made again");
     assert!(
         error(&answer).starts_with("TOOL_FAILED: could not connect to '127.0.0.1': "),
         "{}",

@@ -9,9 +9,8 @@ fn definition(json: Json) -> Definition {
 
 fn fill(definition_json: Json, args: Json) -> Result<Filled, Error> {
     let template = RequestTemplate::compile(&definition(definition_json)).expect("no mistakes");
-    let secret = SecretString::from("hunter2");
     let args = Value::from(args).as_map().expect("an object").clone();
-    template.fill(&args, |name| (name == "KEY").then_some(&secret))
+    template.fill(&args, |name| (name == "KEY").then_some("hunter2"))
 }
 
 fn url(template: &str, args: Json) -> String {
@@ -118,7 +117,8 @@ fn every_mistake_is_reported_at_once() {
     check_mistakes(
         json!({
             "method": "TRACE", "url": "https://{{ host }}/",
-            "headers": {"Host": "x", "bad name": "x", "X-All": "{{ secrets }}", "X-Ok": "{{ secrets.KEY }}"},
+            "headers": {"Host": "x", "bad name": "x", "X-All": "{{ secrets }}", "X-Ok": "{{ secrets.KEY }}",
+                "X-Bad": {"secret": "../key"}},
             "body": {"key": "{{ secrets.KEY }}"}, "timeout_seconds": 0, "max_response_bytes": 0,
         }),
         expect![[r#"
@@ -127,6 +127,7 @@ fn every_mistake_is_reported_at_once() {
             the header 'Host' is set by the client and cannot be defined
             'bad name' is no header name
             the header 'X-All' may insert a secret only as {{ secrets.NAME }}, unchanged
+            the secret of the header 'X-Bad' needs a name of letters, digits, '_', '-' and '.'
             body must not name secrets; they may only stand in headers
             timeout_seconds must be above 0
             max_response_bytes must be above 0"#]],
@@ -174,7 +175,8 @@ fn the_type_of_a_text_body_follows_its_text_unless_the_definition_says_it() {
 
 #[test]
 fn headers_get_arguments_and_only_the_secrets_they_name() {
-    let headers = json!({"Authorization": "Bearer {{ secrets.KEY }}", "X-Name": "{{ args['user-id'] }}"});
+    let headers = json!({"Authorization": "Bearer {{ secrets.KEY }}", "X-Name": "{{ args['user-id'] }}",
+        "X-Key": {"secret": "KEY"}});
     let filled = fill(
         json!({"url": "https://a.org/", "headers": headers}),
         json!({"user-id": "u 1", "secrets": "mine"}),
@@ -183,6 +185,8 @@ fn headers_get_arguments_and_only_the_secrets_they_name() {
     assert_eq!(filled.headers["authorization"], "Bearer hunter2");
     assert!(filled.headers["authorization"].is_sensitive() && !format!("{filled:?}").contains("hunter2"));
     assert_eq!(filled.headers["x-name"], "u 1");
+    assert_eq!(filled.headers["x-key"], "hunter2");
+    assert!(filled.headers["x-key"].is_sensitive());
 }
 
 #[test]

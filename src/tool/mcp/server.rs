@@ -1,0 +1,383 @@
+//! One server over the life of this process: its session, made again after it was lost, and the list of its tools.
+//!
+//! **Invariant:** a call is made again here only when it cannot have reached the server before.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use reqwest::{
+    Client,
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
+use rmcp::{model::JsonObject, service::ServiceError};
+use secrecy::ExposeSecret;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    McpLink, McpServer, answer,
+    failure::{Fate, fate},
+    listing::Listing,
+    session::Session,
+};
+use crate::{
+    graph::Effect,
+    secrets::Asker,
+    telemetry::{Gate, scrub::Values},
+    tool::{
+        Answer, Error, Tell,
+        http::{HttpRequester, Redaction, RequestTemplate},
+    },
+};
+
+/// How often a session is begun in a row: one that was lost while nobody looked, and one that was lost just then.
+const SESSIONS: usize = 2;
+
+/// Calls in a row that may take too long before a program is taken for stuck.
+const STUCK: u32 = 3;
+
+/// Codes of errors under which servers over HTTP say that they do not know a session.
+const SESSION_CODES: [i32; 2] = [-32_000, -32_600];
+
+/// Words that the name of a variable has whose value is a secret.
+const SECRET_WORDS: [&str; 7] = ["KEY", "TOKEN", "SECRET", "PASS", "CRED", "AUTH", "DSN"];
+
+/// Least length of a secret that is looked for in answers; shorter ones stand in any text.
+const MIN_SECRET_BYTES: usize = 4;
+
+/// How a server is reached.
+pub(super) enum Link {
+    /// A program of the operator's.
+    Program(McpLink),
+    /// The operator's address.
+    Address { client: Client, url: String, headers: HeaderMap },
+    /// The address of a definition, under the rules of HTTP tools.
+    Defined { request: Box<RequestTemplate>, requester: Arc<HttpRequester>, asker: Asker },
+}
+
+impl Link {
+    /// What the operator says, with the client that reaches addresses.
+    pub(super) fn of(link: &McpLink, client: &Client) -> Self {
+        let McpLink::Http { url, headers } = link else { return Self::Program(link.clone()) };
+        let headers = headers.iter().filter_map(|(name, value)| {
+            // Settings that are no headers were refused when they were read.
+            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+            let mut value = HeaderValue::from_str(value.expose_secret()).ok()?;
+            value.set_sensitive(true);
+            Some((name, value))
+        });
+        Self::Address { client: client.clone(), url: url.to_string(), headers: headers.collect() }
+    }
+
+    async fn open(&self, tracker: &TaskTracker) -> Result<Session, Refused> {
+        let begun = match self {
+            Self::Program(McpLink::Process { command, arguments, environment }) => {
+                Session::with_program((command, arguments), environment, tracker).await
+            }
+            Self::Program(McpLink::Http { .. }) => Err("it has no command".to_owned()),
+            Self::Address { client, url, headers } => {
+                Session::with_address(client.clone(), (url, headers), tracker).await
+            }
+            Self::Defined { request, requester, asker } => {
+                let admitted = requester.admit(request, asker).await;
+                let (client, url, headers) = admitted.map_err(Refused::Rules)?;
+                Session::with_address(client, (url.as_str(), &headers), tracker).await
+            }
+        };
+        begun.map_err(Refused::Server)
+    }
+}
+
+/// Why there is no session.
+enum Refused {
+    /// The operator's rules.
+    Rules(Error),
+    /// The server, or what is between us.
+    Server(String),
+}
+
+/// A server.
+pub(super) struct Server {
+    /// For people.
+    name: String,
+    link: Link,
+    connect_timeout: Duration,
+    call_timeout: Duration,
+    /// The operator's word on what its calls do.
+    pub(super) effect: Option<Effect>,
+    allowed: Vec<String>,
+    /// Those among what the operator gives it.
+    secrets: Option<Arc<Values>>,
+    pub(super) calls: Gate,
+    tracker: TaskTracker,
+    /// Who begins a session, or lists.
+    turn: Semaphore,
+    state: Mutex<State>,
+    /// Counts the sessions.
+    sessions: AtomicU64,
+    /// Calls in a row that took too long.
+    late: AtomicU32,
+}
+
+#[derive(Default)]
+struct State {
+    session: Option<Arc<Session>>,
+    /// The list, and the number of the session it was made in.
+    listing: Option<(Arc<Listing>, u64)>,
+}
+
+impl Server {
+    /// One of the operator's.
+    pub(super) fn named(
+        name: &str,
+        (server, link): (&McpServer, Link),
+        connect_timeout: Duration,
+        tracker: &TaskTracker,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            link,
+            connect_timeout,
+            call_timeout: server.timeout,
+            effect: server.effect,
+            allowed: server.tools.clone(),
+            secrets: Values::of(secrets_of(&server.link).iter().map(String::as_str)).map(Arc::new),
+            calls: Gate::unmetered(server.max_concurrent),
+            tracker: tracker.clone(),
+            turn: Semaphore::new(1),
+            state: Mutex::default(),
+            sessions: AtomicU64::default(),
+            late: AtomicU32::default(),
+        }
+    }
+
+    /// One that a definition brings along; its calls count among those of HTTP tools.
+    pub(super) fn addressed(
+        link: Link,
+        requester: &HttpRequester,
+        connect_timeout: Duration,
+        tracker: &TaskTracker,
+    ) -> Self {
+        let name = match &link {
+            Link::Defined { request, .. } => request.origin.host_str().unwrap_or_default().to_owned(),
+            Link::Program(_) | Link::Address { .. } => String::new(),
+        };
+        Self {
+            name,
+            link,
+            connect_timeout,
+            call_timeout: requester.max_timeout(),
+            effect: None,
+            allowed: Vec::new(),
+            secrets: None,
+            calls: requester.calls(),
+            tracker: tracker.clone(),
+            turn: Semaphore::new(1),
+            state: Mutex::default(),
+            sessions: AtomicU64::default(),
+            late: AtomicU32::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn redaction(&self) -> Redaction {
+        Redaction::with(self.secrets.as_ref())
+    }
+
+    fn unavailable(&self, reason: String) -> Error {
+        Error::McpUnavailable { server: self.name.clone(), reason: self.redaction().apply(reason) }
+    }
+
+    /// There is no tool `name`.
+    pub(super) fn missing(&self, name: &str, listing: &Listing) -> Error {
+        Error::McpTool { server: self.name.clone(), tool: name.to_owned(), why: listing.why_not(name) }
+    }
+
+    /// The list of its tools: the one that is known, unless the server has changed it or was begun anew.
+    pub(super) async fn listing(&self) -> Result<Arc<Listing>, Error> {
+        if let Some(listing) = self.known() {
+            return Ok(listing);
+        }
+        let until = Instant::now() + self.connect_timeout;
+        match timeout_at(until, Box::pin(self.list())).await {
+            Ok(listed) => listed,
+            Err(_) => {
+                // It may be stuck, and what it listed before may have changed: the next one begins anew.
+                let mut state = self.state();
+                let stuck = (state.session.take(), state.listing.take());
+                drop(state);
+                drop(stuck);
+                let limit = self.connect_timeout.as_secs_f64();
+                Err(self.unavailable(format!("it has not listed its tools within {limit} seconds")))
+            }
+        }
+    }
+
+    /// The list, when there is no reason to ask again. One that has gone away is asked again when it is called.
+    fn known(&self) -> Option<Arc<Listing>> {
+        let state = self.state();
+        let (listing, session) = state.listing.as_ref()?;
+        let has_changed = state.session.as_ref().is_some_and(|session| session.has_changed());
+        let is_of_this = *session == self.sessions.load(Ordering::Acquire);
+        (is_of_this && !has_changed).then(|| listing.clone())
+    }
+
+    async fn list(&self) -> Result<Arc<Listing>, Error> {
+        let mut tries = SESSIONS;
+        loop {
+            let session = self.session().await?;
+            let _turn = self.turn.acquire().await.expect("nobody closes it");
+            // Somebody else may have been quicker.
+            if let Some(listing) = self.known() {
+                return Ok(listing);
+            }
+            let number = self.sessions.load(Ordering::Acquire);
+            tries -= 1;
+            match session.tools().await {
+                Ok(tools) => {
+                    let listing = Arc::new(Listing::of(tools, &self.allowed));
+                    self.state().listing = Some((listing.clone(), number));
+                    return Ok(listing);
+                }
+                Err(why) => {
+                    self.forget(&session);
+                    if tries == 0 {
+                        return Err(self.unavailable(format!("it cannot list its tools: {why}")));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The session, begun if there is none that lives.
+    async fn session(&self) -> Result<Arc<Session>, Error> {
+        if let Some(session) = self.living() {
+            return Ok(session);
+        }
+        let _turn = self.turn.acquire().await.expect("nobody closes it");
+        if let Some(session) = self.living() {
+            return Ok(session);
+        }
+        let opened = timeout(self.connect_timeout, Box::pin(self.link.open(&self.tracker))).await;
+        let late = |_| {
+            let limit = self.connect_timeout.as_secs_f64();
+            Err(Refused::Server(format!("it did not begin a session within {limit} seconds")))
+        };
+        let session = match opened.unwrap_or_else(late) {
+            Ok(session) => Arc::new(session),
+            Err(Refused::Rules(error)) => return Err(error),
+            Err(Refused::Server(why)) => return Err(self.unavailable(why)),
+        };
+        tracing::debug!(server = self.name, "a session with an MCP server has begun");
+        self.sessions.fetch_add(1, Ordering::AcqRel);
+        self.state().session = Some(session.clone());
+        Ok(session)
+    }
+
+    fn living(&self) -> Option<Arc<Session>> {
+        let mut state = self.state();
+        // A session that has ended takes its program along.
+        let ended = state.session.take_if(|session| !session.is_alive());
+        drop(ended);
+        state.session.clone()
+    }
+
+    /// The next one who asks begins another session.
+    fn forget(&self, session: &Arc<Session>) {
+        let forgotten = self.state().session.take_if(|current| Arc::ptr_eq(current, session));
+        drop(forgotten);
+    }
+
+    /// Calls a tool by the server's name for it.
+    pub(super) async fn call(
+        &self,
+        (tool, arguments): (&str, JsonObject),
+        key: &str,
+        tell: Tell<'_>,
+    ) -> Answer {
+        let mut made = 0;
+        loop {
+            let session = match timeout(self.connect_timeout, Box::pin(self.session())).await {
+                Ok(Ok(session)) => session,
+                Ok(Err(error)) => return error.into(),
+                Err(_) => return self.unavailable("others wait for it to begin a session".to_owned()).into(),
+            };
+            made += 1;
+            // What was before is no time of the call: nothing has been sent yet.
+            let until = Instant::now() + self.call_timeout;
+            let asked = session.call((tool, arguments.clone()), key, tell);
+            let answered = timeout_at(until, asked).await;
+            if answered.is_ok() {
+                self.late.store(0, Ordering::Release);
+            }
+            let error = match answered {
+                Ok(Ok(result)) => return answer::answer(&result, &self.redaction()),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    // A program that answers nothing any more is begun anew; calls that it still works on keep it.
+                    let late = self.late.fetch_add(1, Ordering::AcqRel) + 1;
+                    if late >= STUCK && !session.is_over_http() {
+                        self.late.store(0, Ordering::Release);
+                        self.forget(&session);
+                    }
+                    return Error::Timeout(self.call_timeout).into();
+                }
+            };
+            if may_be_over(&session, &error) {
+                self.forget(&session);
+            }
+            match fate(&error) {
+                Fate::NotMade(_) if made < SESSIONS => {}
+                Fate::Refused(why) => return Error::Failed(self.redaction().apply(why)).into(),
+                Fate::NotMade(why) => return self.unavailable(why).into(),
+                Fate::Unknown(why) => return Error::Lost(self.redaction().apply(why)).into(),
+            }
+        }
+    }
+
+    /// Ends its session.
+    pub(super) async fn close(&self) {
+        let session = self.state().session.take();
+        if let Some(session) = session.and_then(Arc::into_inner) {
+            session.close().await;
+        }
+    }
+}
+
+/// Whether the session may be of no use any more. Some servers answer in words when they do not know it.
+fn may_be_over(session: &Session, error: &ServiceError) -> bool {
+    let ServiceError::McpError(error) = error else { return true };
+    session.is_over_http() && SESSION_CODES.contains(&error.code.0)
+}
+
+/// The secrets among what a server is given.
+fn secrets_of(link: &McpLink) -> Vec<String> {
+    let is_secret = |name: &str| {
+        let name = name.to_ascii_uppercase();
+        SECRET_WORDS.iter().any(|word| name.contains(word))
+    };
+    let values: Vec<&str> = match link {
+        McpLink::Process { environment, .. } => {
+            let named = environment.iter().filter(|(name, _)| is_secret(name));
+            named.map(|(_, value)| value.expose_secret()).collect()
+        }
+        McpLink::Http { headers, .. } => {
+            // Behind the word for the kind of secret, the secret alone.
+            let values = headers.values().map(ExposeSecret::expose_secret);
+            values.flat_map(|value| [value, value.rsplit(' ').next().unwrap_or(value)]).collect()
+        }
+    };
+    let long = values.into_iter().filter(|value| value.len() >= MIN_SECRET_BYTES);
+    long.map(str::to_owned).collect()
+}
