@@ -104,33 +104,17 @@ fn uses_builtins(parts: &Parts) -> (bool, bool) {
     if lower::is_deep(parts) {
         return (true, true);
     }
-    let tools = parts.nodes.iter().flat_map(|node| match &node.value.work {
-        NodeWork::Orchestrator(agent) | NodeWork::Specialist(agent) | NodeWork::Agent(agent) => {
-            agent.tools.as_slice()
-        }
-        NodeWork::Tool(node) => std::slice::from_ref(&node.tool),
-        NodeWork::Model(_)
-        | NodeWork::Transform(_)
-        | NodeWork::Router(_)
-        | NodeWork::Approval(_)
-        | NodeWork::Fail(_)
-        | NodeWork::Map(_)
-        | NodeWork::Subgraph(_) => &[],
+    let works = || parts.nodes.iter().map(|node| &node.value.work);
+    let of_agents = works().filter_map(NodeWork::agent).flat_map(|agent| &agent.tools).map(String::as_str);
+    let by_themselves = works().filter_map(|work| {
+        let NodeWork::Tool(node) = work else { return None };
+        Some(node.tool.as_str())
     });
-    let of_items = parts.nodes.iter().filter_map(|node| match &node.value.work {
-        NodeWork::Map(map) => map.node.get("tool").or_else(|| map.node.pointer("/config/tool"))?.as_str(),
-        NodeWork::Orchestrator(_)
-        | NodeWork::Specialist(_)
-        | NodeWork::Agent(_)
-        | NodeWork::Model(_)
-        | NodeWork::Transform(_)
-        | NodeWork::Subgraph(_)
-        | NodeWork::Tool(_)
-        | NodeWork::Router(_)
-        | NodeWork::Approval(_)
-        | NodeWork::Fail(_) => None,
+    let of_items = works().filter_map(|work| {
+        let NodeWork::Map(map) = work else { return None };
+        map.node.get("tool").or_else(|| map.node.pointer("/config/tool"))?.as_str()
     });
-    let tools = tools.map(String::as_str).chain(of_items);
+    let tools = of_agents.chain(by_themselves).chain(of_items);
     let (todos, files): (Vec<_>, Vec<_>) =
         tools.filter(|name| BUILTIN_TOOLS.contains(name)).partition(|name| *name == BUILTIN_TOOLS[0]);
     (!files.is_empty(), !todos.is_empty())

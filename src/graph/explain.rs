@@ -11,11 +11,12 @@ use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::{
-    compiled::{CompiledGraph, Edge, ModelNode, NodeKind},
+    compiled::{CompiledGraph, Edge, NodeKind},
     definition::{ModelSettings, ToolDefinition},
-    lower::{BUILTIN_TOOLS, TASK_TOOL},
+    lower::{BUILTIN_TOOLS, OFFERED_TOOLS, TASK_TOOL},
+    mcp::McpName,
     outline::Outline,
-    tools::secret_names,
+    tools::secrets_of,
 };
 
 /// What a graph will do.
@@ -73,7 +74,7 @@ pub struct LoopText {
 pub struct ToolText {
     /// The name models use.
     pub name: String,
-    /// `built-in`, `delegation`, `http` or `script`.
+    /// `built-in`, `delegation`, `http`, `nats` or `script`.
     pub kind: &'static str,
 }
 
@@ -125,36 +126,24 @@ struct Found {
 impl Found {
     fn collect(&mut self, graph: &CompiledGraph) {
         for node in graph.nodes() {
-            match &node.kind {
-                NodeKind::Model(model) => self.model_node(graph, model),
-                NodeKind::Router(router) => self.model_node(graph, &router.call),
-                NodeKind::Summary(summary) => self.model(&summary.model),
-                NodeKind::Tool(node) => {
-                    let (name, definition) = (&node.tool, graph.tools.get(&node.tool));
-                    self.tools.insert(name.to_string(), kind(name, definition));
-                }
-                NodeKind::Subgraph(inner) => self.collect(&inner.graph),
-                NodeKind::Tools(_)
-                | NodeKind::Transform(_)
-                | NodeKind::Approval(_)
-                | NodeKind::Fail(_)
-                | NodeKind::Map(_)
-                | NodeKind::Gather => {}
+            node.kind.model().into_iter().for_each(|model| self.model(model));
+            let tools = node.kind.tools().iter();
+            self.tools.extend(tools.map(|name| (name.to_string(), kind(name, graph.tools.get(name)))));
+            if let NodeKind::Subgraph(inner) = &node.kind {
+                self.collect(&inner.graph);
             }
         }
         self.loops.extend(loops(graph));
         let http = graph.tools.values().filter_map(|tool| tool.http.as_ref());
-        self.secrets
-            .extend(http.flat_map(|http| http.headers.values().flat_map(|value| secret_names(value))));
+        self.secrets.extend(http.flat_map(|http| {
+            let login = http.auth.as_ref().map(|auth| &auth.client_secret);
+            http.headers.values().chain(login).flat_map(secrets_of)
+        }));
+        let mcp = graph.tools.values().filter_map(ToolDefinition::mcp);
+        self.secrets.extend(mcp.flat_map(|runtime| runtime.headers.values().flat_map(secrets_of)));
         for subagent in graph.subagents.values() {
             self.collect(&subagent.graph);
         }
-    }
-
-    fn model_node(&mut self, graph: &CompiledGraph, node: &ModelNode) {
-        self.model(&node.model);
-        let tools = node.tools.iter().map(|name| (name.to_string(), kind(name, graph.tools.get(name))));
-        self.tools.extend(tools);
     }
 
     fn model(&mut self, settings: &ModelSettings) {
@@ -166,9 +155,12 @@ impl Found {
 fn kind(name: &str, definition: Option<&ToolDefinition>) -> &'static str {
     match definition {
         Some(tool) if tool.http.is_some() => "http",
+        Some(tool) if tool.nats.is_some() => "nats",
+        Some(tool) if tool.mcp().is_some() => "mcp",
         Some(_) => "script",
+        None if McpName::parse(name).is_some() => "mcp",
         None if name == TASK_TOOL => "delegation",
-        None if BUILTIN_TOOLS.contains(&name) => "built-in",
+        None if BUILTIN_TOOLS.contains(&name) || OFFERED_TOOLS.contains(&name) => "built-in",
         None => "unknown",
     }
 }
@@ -195,7 +187,7 @@ fn bounded(graph: &CompiledGraph, component: &[NodeIndex]) -> LoopText {
     let conditions = staying.iter().filter_map(|edge| condition(graph, edge.source(), edge.weight()));
     let counted: BTreeSet<String> = conditions.flat_map(|condition| counters(&condition)).collect();
     // Agents stop when their models ask for no more tools; that is what they are.
-    let is_behind = |index: NodeIndex| behind_a_model(&topology[index].kind);
+    let is_behind = |index: NodeIndex| topology[index].kind.agent().is_some();
     let is_agent = staying.iter().all(|edge| is_behind(edge.source()) || is_behind(edge.target()));
     let end = match (counted.is_empty(), is_agent) {
         (false, _) => format!("goes on while {}; ", Vec::from_iter(counted.clone()).join(" or ")),
@@ -207,22 +199,6 @@ fn bounded(graph: &CompiledGraph, component: &[NodeIndex]) -> LoopText {
         nodes: component.iter().map(|index| topology[*index].name.to_string()).collect(),
         bound: format!("{end}at most {limit} supersteps"),
         by_limit_only: counted.is_empty() && !is_agent,
-    }
-}
-
-/// Whether the node belongs to the model node it leads back to.
-fn behind_a_model(kind: &NodeKind) -> bool {
-    match kind {
-        NodeKind::Tools(_) | NodeKind::Summary(_) => true,
-        NodeKind::Model(_)
-        | NodeKind::Transform(_)
-        | NodeKind::Router(_)
-        | NodeKind::Approval(_)
-        | NodeKind::Fail(_)
-        | NodeKind::Map(_)
-        | NodeKind::Gather
-        | NodeKind::Subgraph(_)
-        | NodeKind::Tool(_) => false,
     }
 }
 
@@ -300,7 +276,8 @@ mod tests {
         let graph =
             compiled(&json!({"nodes": [{"id": "a", "type": "agent", "tools": ["t"]}], "tool_definitions": [
             {"name": "t", "http": {"url": "https://example.com/", "headers": {
-                "authorization": "Bearer {{ secrets.ONE }}", "x": "{{secrets.TWO}}{{ secrets.ONE }}"}}}]}));
-        assert_eq!(Vec::from_iter(explain(&graph).secrets), ["ONE", "TWO"]);
+                "authorization": "Bearer {{ secrets.ONE }}", "x": "{{secrets.TWO}}{{ secrets.ONE }}",
+                "y": {"secret": "a-third"}}}}]}));
+        assert_eq!(Vec::from_iter(explain(&graph).secrets), ["ONE", "TWO", "a-third"]);
     }
 }

@@ -10,7 +10,7 @@ mod policy;
 mod subgraph;
 mod summary;
 
-pub(super) use policy::{Policies, limits, read as policies};
+pub(super) use policy::{Policies, compiled as compiled_retry, limits, read as policies};
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -20,12 +20,13 @@ use super::{
     channels::Channels,
     compiled::{ModelNode, NodeKind, Pauses, SummaryNode, ToolsNode, TransformNode},
     definition::{
-        AgentNode, CallNode, DEFAULT_MODEL, ExpressionsNode, ModelSettings, NodeDefinition, NodeWork,
+        AgentNode, CallNode, DEFAULT_MODEL, Effect, ExpressionsNode, ModelSettings, NodeDefinition, NodeWork,
         ToolDefinition,
     },
     diagnostic::Diagnostic,
     expression::{Expression, Template},
     json_schema::Schema,
+    mcp::McpName,
     nested::Nesting,
     read::{Parts, Placed},
     variables::Variables,
@@ -39,6 +40,10 @@ pub(super) use summary::node_name as summary_name;
 /// Built-in tools on the run's virtual files and todos, in the order models see them.
 pub const BUILTIN_TOOLS: [&str; 7] =
     ["write_todos", "ls", "read_file", "write_file", "edit_file", "glob", "grep"];
+/// Built-in tools that only those agents have that name them: what they do depends on the operator.
+pub const OFFERED_TOOLS: [&str; 1] = ["web_search"];
+/// What stands before an effect class that names all tools of that class; no tool's name has a colon.
+pub const EFFECT_CLASS: &str = "effect:";
 /// The built-in tool that delegates to specialists; only orchestrators have it.
 pub const TASK_TOOL: &str = "task";
 /// The specialist every deep agent has beside its own.
@@ -76,6 +81,12 @@ impl PlainNode {
 pub(super) struct Specialist {
     pub(super) description: String,
     pub(super) node: PlainNode,
+}
+
+/// Whether `name` stands for all tools that change something in one way.
+fn is_class(name: &str) -> bool {
+    let class = name.strip_prefix(EFFECT_CLASS).and_then(Effect::parse);
+    class.is_some_and(Effect::changes_something)
 }
 
 /// What a definition comes to.
@@ -222,18 +233,9 @@ impl Lowering<'_> {
     /// The orchestrator's model and tools, under a prompt of ours.
     fn general_purpose(&mut self) -> Option<Specialist> {
         let parts = self.parts;
-        let (orchestrator, node) = parts.nodes.iter().find_map(|node| match &node.value.work {
-            NodeWork::Orchestrator(agent) => Some((agent, node)),
-            NodeWork::Specialist(_)
-            | NodeWork::Agent(_)
-            | NodeWork::Model(_)
-            | NodeWork::Transform(_)
-            | NodeWork::Router(_)
-            | NodeWork::Approval(_)
-            | NodeWork::Fail(_)
-            | NodeWork::Map(_)
-            | NodeWork::Subgraph(_)
-            | NodeWork::Tool(_) => None,
+        let (orchestrator, node) = parts.nodes.iter().find_map(|node| {
+            let NodeWork::Orchestrator(agent) = &node.value.work else { return None };
+            Some((agent, node))
         })?;
         let mut tools: Vec<Name> = Vec::new();
         let named = orchestrator.tools.iter().map(String::as_str).filter(|name| *name != TASK_TOOL);
@@ -256,7 +258,9 @@ impl Lowering<'_> {
         };
         // What its orchestrator may not do alone it may not either; mistakes are those of the orchestrator.
         let named = orchestrator.requires_approval.iter().map(|name| Name::from(name.as_str()));
-        let approvals = named.filter(|name| tools.contains(name)).chain(self.guarded(&tools)).collect();
+        let holds =
+            |name: &Name| tools.contains(name) || is_class(name) || one_of_a_server(name, &tools).is_some();
+        let approvals = named.filter(holds).chain(self.guarded(&tools)).collect();
         let place = |pointer: &str| node.place(pointer);
         let summary = orchestrator.summarize.as_ref();
         let summary = self.summary(summary, &mut model, (GENERAL_PURPOSE, &place, Extras::Builtins));
@@ -271,11 +275,14 @@ impl Lowering<'_> {
         for (index, name) in named.iter().enumerate() {
             let is_known = self.tools.contains_key(name.as_str())
                 || BUILTIN_TOOLS.contains(&name.as_str())
+                || OFFERED_TOOLS.contains(&name.as_str())
                 || self.parts.unread_tools.contains(name)
+                || McpName::parse(name).is_some()
                 || (name == TASK_TOOL && extras == Extras::BuiltinsAndTask);
             if !is_known {
                 let mut known: BTreeSet<&str> = self.tools.keys().map(|name| &**name).collect();
                 known.extend(BUILTIN_TOOLS);
+                known.extend(OFFERED_TOOLS);
                 known.extend((extras == Extras::BuiltinsAndTask).then_some(TASK_TOOL));
                 let known = Vec::from_iter(known).join(", ");
                 self.wrong(
@@ -300,9 +307,11 @@ impl Lowering<'_> {
     fn approvals(&mut self, named: &[String], tools: &[Name], place: Place<'_>) -> Vec<Name> {
         let mut approvals = self.guarded(tools);
         for (index, name) in named.iter().enumerate() {
-            match tools.iter().find(|tool| ***tool == **name) {
-                Some(tool) if !approvals.contains(tool) => approvals.push(Name::clone(tool)),
+            let known = tools.iter().find(|tool| ***tool == **name).cloned();
+            match known.or_else(|| one_of_a_server(name, tools)) {
+                Some(tool) if !approvals.contains(&tool) => approvals.push(tool),
                 Some(_) => {}
+                None if is_class(name) => approvals.push(name.as_str().into()),
                 None => {
                     let known = tools.iter().map(|name| &**name).collect::<Vec<_>>().join(", ");
                     let message = format!("`{name}` is no tool of this agent; its tools: {known}");
@@ -399,6 +408,13 @@ impl Lowering<'_> {
         let wrong = names.filter_map(|name| self.channels.check(name)).collect::<Vec<_>>();
         self.mistakes.extend(wrong.into_iter().map(|message| Diagnostic::new(place, message)));
     }
+}
+
+/// The name of a server's tool, when `tools` has all tools of that server.
+fn one_of_a_server(name: &str, tools: &[Name]) -> Option<Name> {
+    let named = McpName::parse(name)?;
+    let has_it = |tool: &Name| McpName::parse(tool).is_some_and(|tool| tool.covers(&named));
+    tools.iter().any(has_it).then(|| name.into())
 }
 
 /// A model node, and the tools node behind it when it has tools.

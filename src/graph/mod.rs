@@ -4,6 +4,7 @@
 //!
 //! **Invariant:** a [`CompiledGraph`] has no mistakes left in it; running one never meets an unknown name.
 
+mod build;
 mod channels;
 mod compile;
 mod compiled;
@@ -17,7 +18,9 @@ mod expression;
 mod flow;
 mod gates;
 mod json_schema;
+mod kind;
 mod lower;
+mod mcp;
 mod nested;
 mod outline;
 mod policy;
@@ -35,7 +38,9 @@ pub use compiled::{
     SubgraphNode, SummaryLimits, SummaryNode, ToolNode, ToolsNode, TransformNode,
 };
 pub use definition::{
-    DEFAULT_MODEL, Effect, HttpTool, ModelSettings, RetryOn, Returns, ToolDefinition, ToolRuntime,
+    AnswerCaching, Authorization, AuthorizationKind, CacheControl, ClientAuth, DEFAULT_MODEL, Effect,
+    HeaderValue, HttpTool, ModelApi, ModelSettings, NatsTool, Pagination, RetryOn, Returns, RuntimeKind,
+    SecretRef, Thinking, ToolDefinition, ToolRuntime,
 };
 pub use describe::describe;
 pub use diagnostic::Diagnostic;
@@ -43,12 +48,13 @@ pub use draw::{Format, draw};
 pub use explain::{ChannelText, Explanation, LoopText, ToolText, explain};
 pub use expression::{Error as ExpressionError, Expression, Template};
 pub use json_schema::Schema;
-pub use lower::{BUILTIN_TOOLS, GENERAL_PURPOSE, TASK_TOOL};
+pub use lower::{BUILTIN_TOOLS, EFFECT_CLASS, GENERAL_PURPOSE, OFFERED_TOOLS, TASK_TOOL};
+pub use mcp::McpName;
 pub use nested::{MAX_STORED, Stored, references};
 pub use outline::{Cluster, EdgeKind, Outline, OutlineEdge, OutlineKind, OutlineNode};
 pub use policy::{CachePolicy, CallLimits, ErrorRoute, FailureClass, Policy, Retry};
 pub use schema::definition_schema;
-pub use tools::{SECRET, secret_names};
+pub use tools::{SECRET, check_subject, secret_names};
 pub use variables::{Filling, stamp};
 
 #[cfg(test)]

@@ -11,8 +11,9 @@ use std::{
 use serde_json::{Map as JsonMap, Value as Json};
 
 use super::{
+    build::{Shared, build},
     channels::MESSAGES,
-    compile::{Limits, Shared, assemble, build},
+    compile::{Limits, assemble},
     compiled::{CompiledGraph, NodeKind, SubgraphNode},
     diagnostic::Diagnostic,
     expression::{Expression, Template},

@@ -8,6 +8,7 @@ use super::{
     describe,
     lower::TASK_TOOL,
 };
+use crate::value::Name;
 
 /// Where a run begins.
 pub(super) const FIRST: &str = "START";
@@ -116,38 +117,18 @@ impl Outline {
             edges.extend(inner(graph, node));
             edges.extend(leaving(&node.name, &node.routes, &|_| None));
         }
-        let delegates = graph.nodes().filter(|node| match &node.kind {
-            NodeKind::Tools(tools) => tools.tools.iter().any(|tool| &**tool == TASK_TOOL),
-            NodeKind::Model(_)
-            | NodeKind::Transform(_)
-            | NodeKind::Summary(_)
-            | NodeKind::Router(_)
-            | NodeKind::Approval(_)
-            | NodeKind::Fail(_)
-            | NodeKind::Map(_)
-            | NodeKind::Gather
-            | NodeKind::Subgraph(_)
-            | NodeKind::Tool(_) => false,
-        });
+        let is_task = |tool: &Name| &**tool == TASK_TOOL;
+        let delegates =
+            |node: &&Node| matches!(&node.kind, NodeKind::Tools(of) if of.tools.iter().any(is_task));
+        let delegates = graph.nodes().filter(delegates);
         let run_by: Vec<String> = delegates.map(|node| node.name.to_string()).collect();
         let specialists = graph
             .subagents
             .values()
             .map(|subagent| Cluster { run_by: run_by.clone(), graph: Self::of(&subagent.graph) });
-        let subgraphs = graph.nodes().filter_map(|node| match &node.kind {
-            NodeKind::Subgraph(inner) => {
-                Some(Cluster { run_by: vec![node.name.to_string()], graph: Self::of(&inner.graph) })
-            }
-            NodeKind::Model(_)
-            | NodeKind::Tools(_)
-            | NodeKind::Transform(_)
-            | NodeKind::Summary(_)
-            | NodeKind::Router(_)
-            | NodeKind::Approval(_)
-            | NodeKind::Fail(_)
-            | NodeKind::Map(_)
-            | NodeKind::Gather
-            | NodeKind::Tool(_) => None,
+        let subgraphs = graph.nodes().filter_map(|node| {
+            let NodeKind::Subgraph(inner) = &node.kind else { return None };
+            Some(Cluster { run_by: vec![node.name.to_string()], graph: Self::of(&inner.graph) })
         });
         let clusters = specialists.chain(subgraphs);
         Self {

@@ -123,13 +123,19 @@ impl FailureClass {
     /// The class of failures with this code.
     pub fn of(code: &str) -> Self {
         match code {
-            "MODEL_UNAVAILABLE" | "MODEL_THROTTLED" | "MODEL_TIMEOUT" => Self::ModelUnavailable,
+            "MODEL_UNAVAILABLE" | "MODEL_THROTTLED" | "MODEL_TIMEOUT" | "MODEL_BREAKER_OPEN" => {
+                Self::ModelUnavailable
+            }
             "NODE_TIMEOUT" | "NODE_IDLE_TIMEOUT" | "TOOL_TIMEOUT" => Self::Timeout,
             "NODE_EXPRESSION" | "CONDITION_FAILED" => Self::Expression,
             "NODE_OUTPUT_INVALID" => Self::Output,
-            "BUDGET_EXHAUSTED" | "MODEL_CALL_LIMIT" | "TOOL_CALL_LIMIT" | "INTERNAL" => Self::Final,
+            "BUDGET_EXHAUSTED"
+            | "MODEL_PRICE_UNKNOWN"
+            | "MODEL_CALL_LIMIT"
+            | "TOOL_CALL_LIMIT"
+            | "INTERNAL" => Self::Final,
             "NODE_TOOL_FAILED" => Self::ToolError,
-            tool if tool.starts_with("TOOL_") => Self::ToolError,
+            tool if tool.starts_with("TOOL_") || tool.starts_with("SECRET_") => Self::ToolError,
             _ => Self::Other,
         }
     }
@@ -205,9 +211,11 @@ mod tests {
         let on = |retry_on: &[RetryOn]| Retry { retry_on: retry_on.to_vec(), ..Retry::default() };
         for (code, class) in [
             ("MODEL_THROTTLED", FailureClass::ModelUnavailable),
+            ("MODEL_BREAKER_OPEN", FailureClass::ModelUnavailable),
             ("NODE_IDLE_TIMEOUT", FailureClass::Timeout),
             ("TOOL_TIMEOUT", FailureClass::Timeout),
             ("TOOL_FAILED", FailureClass::ToolError),
+            ("SECRET_UNAVAILABLE", FailureClass::ToolError),
             ("NODE_TOOL_FAILED", FailureClass::ToolError),
             ("CONDITION_FAILED", FailureClass::Expression),
             ("NODE_OUTPUT_INVALID", FailureClass::Output),
@@ -216,7 +224,9 @@ mod tests {
             assert_eq!(FailureClass::of(code), class, "{code}");
             assert!(on(&[RetryOn::Any]).covers(class), "{code}");
         }
-        for code in ["BUDGET_EXHAUSTED", "MODEL_CALL_LIMIT", "TOOL_CALL_LIMIT", "INTERNAL"] {
+        for code in
+            ["BUDGET_EXHAUSTED", "MODEL_PRICE_UNKNOWN", "MODEL_CALL_LIMIT", "TOOL_CALL_LIMIT", "INTERNAL"]
+        {
             assert!(!on(&[RetryOn::Any]).covers(FailureClass::of(code)), "{code}");
         }
         assert!(!on(&[RetryOn::Timeout, RetryOn::ToolError]).covers(FailureClass::ModelUnavailable));

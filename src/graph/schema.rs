@@ -155,6 +155,7 @@ pub fn definition_schema() -> Json {
     }
     edge_spellings(&mut definitions["EdgeDefinition"]);
     tool_spellings(&mut definitions["ToolDefinition"]);
+    runtime_spellings(&mut definitions);
     model_spellings(&mut definitions);
     for (pointer, items) in [
         ("/properties/nodes/items", json!({"anyOf": nodes})),
@@ -253,6 +254,20 @@ fn tool_spellings(tool: &mut Json) {
         json!({"type": ["string", "null"], "description": "`runtime.language`."});
     tool["properties"]["dependencies"] =
         json!({"type": "array", "items": {"type": "string"}, "description": "`runtime.dependencies`."});
+}
+
+/// `runtime` is a script, or has the fields of what its `type` names.
+fn runtime_spellings(definitions: &mut JsonMap<String, Json>) {
+    let script = definitions["ToolDefinition"]["properties"]["runtime"].clone();
+    let mut kinds: Vec<Json> = script["anyOf"].as_array().cloned().unwrap_or_default();
+    for (kind, name) in [("http", "HttpTool"), ("nats", "NatsTool")] {
+        let mut typed = definitions[name].clone();
+        typed["properties"]["type"] = json!({"const": kind});
+        let required = typed["required"].as_array_mut();
+        required.into_iter().for_each(|required| required.insert(0, "type".into()));
+        kinds.push(typed);
+    }
+    definitions["ToolDefinition"]["properties"]["runtime"]["anyOf"] = kinds.into();
 }
 
 fn model_spellings(definitions: &mut JsonMap<String, Json>) {

@@ -211,16 +211,25 @@ pub(super) fn edge(json: &Json, place: &str) -> Result<(Canonical, Vec<Diagnosti
     Ok(fields.finish())
 }
 
-/// Spells out a tool: a script beside the name goes into `runtime`, `input_schema` is `parameters`.
+/// Fields of a tool that a `runtime` with this `type` stands for.
+const RUNTIME_TYPES: [&str; 2] = ["http", "nats"];
+
+/// Spells out a tool: a script beside the name goes into `runtime`, a `runtime` with a type is the field of that
+/// name, `input_schema` is `parameters`.
 pub(super) fn tool(json: &Json, place: &str) -> Result<(Canonical, Vec<Diagnostic>), Diagnostic> {
     let mut fields = Fields::new(place);
     fields.add_all(object(json, place)?, place, |name| match name {
         "input_schema" | "args_schema" => "parameters",
         other => other,
     });
-    for part in ["runtime", "http"] {
-        if let Some(Json::Object(map)) = fields.map.get_mut(part) {
-            map.retain(|_, value| !value.is_null());
+    typed_runtime(&mut fields);
+    for part in ["runtime", "http", "nats", "retry"] {
+        let Some(Json::Object(map)) = fields.map.get_mut(part) else { continue };
+        map.retain(|_, value| !value.is_null());
+        for inner in ["pagination", "auth"] {
+            if let Some(Json::Object(map)) = map.get_mut(inner) {
+                map.retain(|_, value| !value.is_null());
+            }
         }
     }
     if !fields.map.contains_key("runtime") && fields.map.contains_key("script") {
@@ -239,6 +248,20 @@ pub(super) fn tool(json: &Json, place: &str) -> Result<(Canonical, Vec<Diagnosti
         }
     }
     Ok(fields.finish())
+}
+
+/// `"runtime": {"type": "nats", …}` → `"nats": {…}`.
+fn typed_runtime(fields: &mut Fields) {
+    let Some(Json::Object(runtime)) = fields.map.get("runtime") else { return };
+    let kind = runtime.get("type").and_then(Json::as_str);
+    let Some(field) = kind.and_then(|kind| RUNTIME_TYPES.into_iter().find(|known| *known == kind)) else {
+        return;
+    };
+    let mut runtime = runtime.clone();
+    runtime.shift_remove("type");
+    let place = fields.place("runtime");
+    fields.map.shift_remove("runtime");
+    fields.add(field, &Json::Object(runtime), place);
 }
 
 #[cfg(test)]
@@ -289,6 +312,14 @@ mod tests {
             json!({"name": "t", "parameters": {}, "runtime": {"script": "x", "dependencies": ["y"]}})
         );
         assert_eq!(tool.place("/runtime/dependencies/0"), "/t/0/dependencies/0");
+        let typed = json!({"name": "t", "runtime": {"type": "nats", "subject": "a.b"}});
+        let typed = spelled(super::tool(&typed, "/t/0"));
+        assert_eq!(typed.json, json!({"name": "t", "nats": {"subject": "a.b"}}));
+        assert_eq!(typed.place("/nats/subject"), "/t/0/runtime/subject");
+        let nulls =
+            json!({"name": "t", "retry": {"jitter": null}, "http": {"url": "x", "auth": {"scope": null}}});
+        let nulls = spelled(super::tool(&nulls, "/t/0"));
+        assert_eq!(nulls.json, json!({"name": "t", "retry": {}, "http": {"url": "x", "auth": {}}}));
         assert_eq!(tool.place("/parameters/type"), "/t/0/input_schema/type");
     }
 }

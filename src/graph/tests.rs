@@ -216,19 +216,10 @@ fn both_spellings_mean_the_same_graph() {
 }
 
 fn model<'a>(graph: &'a CompiledGraph, node: &str) -> &'a ModelNode {
-    match &graph.node(node).expect("the node is there").kind {
-        NodeKind::Model(model) => model,
-        NodeKind::Tools(_)
-        | NodeKind::Transform(_)
-        | NodeKind::Summary(_)
-        | NodeKind::Router(_)
-        | NodeKind::Approval(_)
-        | NodeKind::Fail(_)
-        | NodeKind::Map(_)
-        | NodeKind::Gather
-        | NodeKind::Subgraph(_)
-        | NodeKind::Tool(_) => panic!("{node} calls no model"),
-    }
+    let NodeKind::Model(model) = &graph.node(node).expect("the node is there").kind else {
+        panic!("{node} calls no model")
+    };
+    model
 }
 
 fn names(names: &[crate::value::Name]) -> Vec<&str> {
@@ -283,6 +274,18 @@ fn an_orchestrator_becomes_a_model_and_its_tools_and_specialists_become_graphs()
         researcher.graph.channels.keys().map(|name| &**name).collect::<Vec<_>>(),
         ["messages", "files", "todos"]
     );
+}
+
+#[test]
+fn the_general_purpose_agent_may_do_nothing_that_its_orchestrator_may_not_do_alone() {
+    let approvals = ["effect:irreversible", "mcp:files/write_file", "task", "write_file"];
+    let graph = compiled(&json!({"nodes": [
+        {"id": "boss", "type": "orchestrator", "tools": ["mcp:files"], "requires_approval": approvals},
+    ]}));
+    let general = &graph.subagents["general-purpose"].graph;
+    let tools = general.node("general-purpose.tools").expect("it has tools");
+    let NodeKind::Tools(tools) = &tools.kind else { panic!("{tools:?}") };
+    assert_eq!(names(&tools.approvals), ["effect:irreversible", "mcp:files/write_file", "write_file"]);
 }
 
 #[test]

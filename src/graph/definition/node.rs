@@ -103,6 +103,23 @@ pub(in crate::graph) enum NodeWork {
     Tool(ToolCallNode),
 }
 
+impl NodeWork {
+    /// The agent, when the node is one.
+    pub(in crate::graph) fn agent(&self) -> Option<&AgentNode> {
+        match self {
+            Self::Orchestrator(agent) | Self::Specialist(agent) | Self::Agent(agent) => Some(agent),
+            Self::Model(_)
+            | Self::Transform(_)
+            | Self::Router(_)
+            | Self::Approval(_)
+            | Self::Fail(_)
+            | Self::Map(_)
+            | Self::Subgraph(_)
+            | Self::Tool(_) => None,
+        }
+    }
+}
+
 /// An `orchestrator`, a `specialist` or an `agent`: a model that calls tools until it has an answer.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -119,7 +136,8 @@ pub(in crate::graph) struct AgentNode {
     /// How its conversation is shortened when it has grown too long; never when left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::graph) summarize: Option<Summarize>,
-    /// Which of its tools a person must approve of, call by call, beside those whose definition says so.
+    /// Which of its tools a person must approve of, call by call, beside those whose definition says so: names, or
+    /// `effect:irreversible` and `effect:idempotent` for all tools of that class.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(in crate::graph) requires_approval: Vec<String>,
     /// JSON Schema the final answer must satisfy; the answer is then a JSON value.

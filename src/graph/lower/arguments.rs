@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use serde_json::Value as Json;
 
-use super::{BUILTIN_TOOLS, Lowering, Place, PlainNode, TASK_TOOL};
+use super::{BUILTIN_TOOLS, Lowering, OFFERED_TOOLS, Place, PlainNode, TASK_TOOL};
 use crate::{
     graph::{
         compiled::{Argument, NodeKind, ToolNode},
-        definition::ToolCallNode,
+        definition::{ToolCallNode, ToolDefinition},
         expression::Expression,
         json_schema::escape,
+        mcp::McpName,
     },
     value::{Name, Value},
 };
@@ -36,12 +37,23 @@ impl Lowering<'_> {
             self.wrong(place, message);
             return;
         }
-        let is_known = self.tools.contains_key(name)
+        let is_set = self.tools.get(name).is_some_and(ToolDefinition::is_set);
+        let mcp = McpName::parse(name);
+        if is_set || mcp.is_some_and(|name| name.tool.is_none()) {
+            let message =
+                format!("`{name}` stands for the tools of a server; name one, as `mcp:server/tool`");
+            self.wrong(place, message);
+            return;
+        }
+        let is_known = mcp.is_some()
+            || self.tools.contains_key(name)
             || BUILTIN_TOOLS.contains(&name)
+            || OFFERED_TOOLS.contains(&name)
             || self.parts.unread_tools.iter().any(|unread| unread == name);
         if !is_known {
             let mut known: BTreeSet<&str> = self.tools.keys().map(|name| &**name).collect();
             known.extend(BUILTIN_TOOLS);
+            known.extend(OFFERED_TOOLS);
             let known = Vec::from_iter(known).join(", ");
             self.wrong(place, format!("unknown tool `{name}`; known: {known}"));
         }

@@ -34,19 +34,8 @@ pub(in crate::graph) fn targets(parts: &Parts) -> BTreeSet<&str> {
 }
 
 fn target(node: &NodeDefinition) -> Option<&str> {
-    match &node.work {
-        NodeWork::Map(map) => map.node.as_str(),
-        NodeWork::Orchestrator(_)
-        | NodeWork::Specialist(_)
-        | NodeWork::Agent(_)
-        | NodeWork::Model(_)
-        | NodeWork::Transform(_)
-        | NodeWork::Subgraph(_)
-        | NodeWork::Tool(_)
-        | NodeWork::Router(_)
-        | NodeWork::Approval(_)
-        | NodeWork::Fail(_) => None,
-    }
+    let NodeWork::Map(map) = &node.work else { return None };
+    map.node.as_str()
 }
 
 impl Lowering<'_> {

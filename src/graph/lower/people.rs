@@ -215,6 +215,16 @@ mod tests {
             panic!("it runs tools")
         };
         assert_eq!(tools.approvals.iter().map(|name| &**name).collect::<Vec<_>>(), ["pay", "ls"]);
+        definition["nodes"][0]["requires_approval"] = json!(["effect:irreversible"]);
+        let by_class =
+            compile(definition.to_string().as_bytes(), &Limits::default()).expect("a class of tools");
+        let NodeKind::Tools(tools) = &by_class.node("n.tools").expect("the agent has tools").kind else {
+            panic!("it runs tools")
+        };
+        assert_eq!(tools.approvals.last().map(|name| &**name), Some("effect:irreversible"));
+        definition["nodes"][0]["requires_approval"] = json!(["effect:pure"]);
+        let harmless = compile(definition.to_string().as_bytes(), &Limits::default());
+        assert!(harmless.is_err(), "nobody is asked about what changes nothing");
         definition["nodes"][0]["requires_approval"] = json!(["grep"]);
         let mistakes = compile(definition.to_string().as_bytes(), &Limits::default()).expect_err("a mistake");
         assert!(mistakes[0].to_string().starts_with("/nodes/0/requires_approval/0: `grep` is no tool"));

@@ -6,8 +6,8 @@ use serde_json::{Value as Json, json};
 
 use super::{Lowered, PlainNode};
 use crate::graph::{
+    build::branch_channel,
     channels::Channels,
-    compile::branch_channel,
     compiled::{NodeKind, Reducer},
     definition::{CacheDefinition, ErrorRouteDefinition, NodeDefinition, RetryDefinition},
     diagnostic::Diagnostic,
@@ -108,7 +108,7 @@ pub(in crate::graph) fn limits(parts: &Parts) -> CallLimits {
     }
 }
 
-fn compiled(retry: &RetryDefinition) -> Retry {
+pub(in crate::graph) fn compiled(retry: &RetryDefinition) -> Retry {
     let default = Retry::default();
     Retry {
         max_attempts: retry.max_attempts.unwrap_or(default.max_attempts),
@@ -151,22 +151,12 @@ impl Reading<'_> {
 
     fn idle_timeout(&mut self, plain: &PlainNode) -> Option<Duration> {
         let limit = self.node.value.common.idle_timeout_seconds.map(seconds)?;
-        match &plain.kind {
-            NodeKind::Model(_) | NodeKind::Router(_) => Some(limit),
-            NodeKind::Tools(_)
-            | NodeKind::Transform(_)
-            | NodeKind::Approval(_)
-            | NodeKind::Fail(_)
-            | NodeKind::Map(_)
-            | NodeKind::Gather
-            | NodeKind::Subgraph(_)
-            | NodeKind::Tool(_)
-            | NodeKind::Summary(_) => {
-                let message = "only a node with a model can be silent; use `timeout_seconds`";
-                self.wrong("/idle_timeout_seconds", message);
-                None
-            }
+        if plain.kind.model().is_none() {
+            let message = "only a node with a model can be silent; use `timeout_seconds`";
+            self.wrong("/idle_timeout_seconds", message);
+            return None;
         }
+        Some(limit)
     }
 
     fn cache(&mut self, cache: &CacheDefinition, plain: &PlainNode) -> Option<CachePolicy> {
