@@ -271,7 +271,7 @@ mod tests {
             "checkpoint_id": "1F1E533B-1e75-67ed-bfff-4b5d0ac8932d",
             "config": {
                 "recursion_limit": 0, "timeout_seconds": -1, "durability": "fast",
-                "budget": {"max_tokens": "many", "max_cost_usd": 0}, "metadata": {"a": []}, "tags": "x",
+                "budget": {"max_tokens": "many", "max_cost_usd": 0, "max_model_calls": 0.5}, "metadata": {"a": []}, "tags": "x",
             },
             "multitask_strategy": "steal",
             "trace_id": 7,
@@ -289,6 +289,7 @@ mod tests {
             /config/timeout_seconds: must be a number of seconds above 0, at most 604800; found -1
             /config/durability: must be sync, async or exit; found a text
             /config/budget/max_tokens: must be a whole number from 1 to 1125899906842624; found a text
+            /config/budget/max_model_calls: must be a whole number from 1 to 1125899906842624; found 0.5
             /config/budget/max_cost_usd: must be a number above 0, at most 1125899906842624; found 0
             /config/metadata: must be an object of at most 64 texts (of at most 1024 characters), numbers, booleans and nulls; found an object
             /config/tags: must be a list of at most 64 texts of 1 to 1024 characters; found a text
@@ -362,7 +363,7 @@ mod tests {
             r#"{{"job_id":"j1","thread_id":"t1","agent_definition":{definition},"checkpoint_id":
             "1f1e533b-1e75-67ed-bfff-4b5d0ac8932d","command":{{"resume":[null],"update":{{"z":1,"a":2}},
             "goto":["n"]}},"config":{{"recursion_limit":7,"timeout_seconds":0.5,"durability":"exit","budget":
-            {{"max_tokens":9,"max_cost_usd":0.1}},"metadata":{{"k":1.5,"n":null}},"tags":["x"]}},
+            {{"max_tokens":9,"max_cost_usd":0.1,"max_model_calls":3}},"metadata":{{"k":1.5,"n":null}},"tags":["x"]}},
             "multitask_strategy":"rollback","trace_id":"abc"}}"#
         );
         let stored =

@@ -5,17 +5,12 @@
 //!
 //! **Invariant:** the same job, outcome, numbers and time give the same bytes.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::{Map as JsonMap, Value as Json, json};
 
-use super::{Config, Failure, Job};
-use crate::{
-    ids::{JobId, UnixNanos},
-    value::{Usage, Value},
-};
+use super::{Config, Failure, Job, Spent};
+use crate::ids::{JobId, UnixNanos};
 
 /// Largest event that is published whole; NATS refuses messages above 1 MiB, headers included.
 pub const MAX_EVENT_BYTES: usize = 900 * 1024;
@@ -83,22 +78,11 @@ impl ResultEvent {
     }
 }
 
-/// Tokens of a job.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Spent {
-    /// By `provider:model`.
-    pub by_model: BTreeMap<String, Usage>,
-    /// By node; one inside a nested graph has the names of the nodes around it in front, `outer/inner`.
-    pub by_node: BTreeMap<String, Usage>,
-}
-
 /// Numbers of a job.
 #[derive(Clone, Debug, Default)]
 pub struct Totals {
-    /// Tokens.
+    /// Tokens and dollars.
     pub spent: Spent,
-    /// Dollars; 0 when no price is known.
-    pub cost_usd: f64,
     /// Milliseconds from the claim to the end, of this attempt.
     pub duration_ms: u64,
     /// Supersteps of this job.
@@ -158,7 +142,7 @@ pub fn encode_result(job: &Job, outcome: &ResultEvent, numbers: &Totals, stamp: 
     data.insert("job_id".into(), job.job_id.as_str().into());
     data.insert("thread_id".into(), job.thread_id.as_str().into());
     data.insert(member.into(), value);
-    data.insert("usage".into(), usage(numbers));
+    data.insert("usage".into(), numbers.spent.to_json());
     data.insert("duration_ms".into(), numbers.duration_ms.into());
     data.insert("steps".into(), numbers.steps.into());
     data.insert("attempts".into(), numbers.attempts.into());
@@ -193,25 +177,6 @@ pub struct Stamp<'a> {
     pub config: &'a Config,
 }
 
-fn usage(numbers: &Totals) -> Json {
-    let sum = |count: fn(&Usage) -> u64| {
-        numbers.spent.by_model.values().fold(0_u64, |sum, usage| sum.saturating_add(count(usage)))
-    };
-    let by = |sums: &BTreeMap<String, Usage>| {
-        let json = |usage: &Usage| Value::Map(usage.to_map().into()).to_json();
-        sums.iter().map(|(key, usage)| (key.clone(), json(usage))).collect::<JsonMap<_, _>>()
-    };
-    json!({
-        "input_tokens": sum(|usage| usage.input_tokens),
-        "output_tokens": sum(|usage| usage.output_tokens),
-        "total_tokens": sum(|usage| usage.total_tokens),
-        // NaN and infinity have no JSON; readers are promised a number.
-        "cost_usd": if numbers.cost_usd.is_finite() { numbers.cost_usd } else { 0.0 },
-        "by_model": by(&numbers.spent.by_model),
-        "by_node": by(&numbers.spent.by_node),
-    })
-}
-
 /// The same event without what makes it large: `result` keeps its `status`, and `dataref` leads to the whole.
 /// Subject and id stay, so a repeat is still dropped.
 pub fn with_dataref(encoded: &Encoded, url: &str) -> Encoded {
@@ -236,7 +201,10 @@ mod tests {
     use expect_test::{Expect, expect};
 
     use super::*;
-    use crate::job::{Decoded, decode};
+    use crate::{
+        job::{Decoded, Expense, decode},
+        value::{Cost, Usage},
+    };
 
     const NOON: UnixNanos = UnixNanos(1_800_000_000_123_456_700);
 
@@ -254,9 +222,10 @@ mod tests {
 
     fn totals() -> Totals {
         let usage = Usage { input_tokens: 3, output_tokens: 2, total_tokens: 5, ..Usage::default() };
-        let models = ["openai:gpt-4o", "scripted:demo"].map(|model| (model.to_owned(), usage.clone()));
+        let expense = Expense::of_call(usage, Some(Cost::from_dollars(0.0025)));
+        let models = ["openai:gpt-4o", "scripted:demo"].map(|model| (model.to_owned(), expense.clone()));
         Totals {
-            spent: Spent { by_model: models.into(), by_node: [("main".to_owned(), usage)].into() },
+            spent: Spent { by_model: models.into(), by_node: [("main".to_owned(), expense)].into() },
             duration_ms: 1200,
             steps: 4,
             attempts: 2,
@@ -285,57 +254,60 @@ mod tests {
         check(
             &encoded(&outcome, &totals()),
             &expect![[r#"
-            agent.status.completed j1:result
-            {
-              "specversion": "1.0",
-              "id": "j1:result",
-              "type": "dev.my-platform.agent.completed",
-              "source": "agent-executor-service",
-              "subject": "j1",
-              "time": "2027-01-15T08:00:00.123Z",
-              "datacontenttype": "application/json",
-              "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-              "data": {
-                "job_id": "j1",
-                "thread_id": "t1",
-                "result": {
-                  "output": "done",
-                  "status": "completed",
-                  "files": {
-                    "/a": {}
-                  }
-                },
-                "usage": {
-                  "input_tokens": 6,
-                  "output_tokens": 4,
-                  "total_tokens": 10,
-                  "cost_usd": 0.0,
-                  "by_model": {
-                    "openai:gpt-4o": {
-                      "input_tokens": 3,
-                      "output_tokens": 2,
-                      "total_tokens": 5
+                agent.status.completed j1:result
+                {
+                  "specversion": "1.0",
+                  "id": "j1:result",
+                  "type": "dev.my-platform.agent.completed",
+                  "source": "agent-executor-service",
+                  "subject": "j1",
+                  "time": "2027-01-15T08:00:00.123Z",
+                  "datacontenttype": "application/json",
+                  "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+                  "data": {
+                    "job_id": "j1",
+                    "thread_id": "t1",
+                    "result": {
+                      "output": "done",
+                      "status": "completed",
+                      "files": {
+                        "/a": {}
+                      }
                     },
-                    "scripted:demo": {
-                      "input_tokens": 3,
-                      "output_tokens": 2,
-                      "total_tokens": 5
-                    }
-                  },
-                  "by_node": {
-                    "main": {
-                      "input_tokens": 3,
-                      "output_tokens": 2,
-                      "total_tokens": 5
-                    }
+                    "usage": {
+                      "input_tokens": 6,
+                      "output_tokens": 4,
+                      "total_tokens": 10,
+                      "cost_usd": 0.005,
+                      "by_model": {
+                        "openai:gpt-4o": {
+                          "input_tokens": 3,
+                          "output_tokens": 2,
+                          "total_tokens": 5,
+                          "cost_usd": 0.0025
+                        },
+                        "scripted:demo": {
+                          "input_tokens": 3,
+                          "output_tokens": 2,
+                          "total_tokens": 5,
+                          "cost_usd": 0.0025
+                        }
+                      },
+                      "by_node": {
+                        "main": {
+                          "input_tokens": 3,
+                          "output_tokens": 2,
+                          "total_tokens": 5,
+                          "cost_usd": 0.0025
+                        }
+                      }
+                    },
+                    "duration_ms": 1200,
+                    "steps": 4,
+                    "attempts": 2,
+                    "checkpoint_id": "1f1e533b-1e75-67ed-bfff-4b5d0ac8932d"
                   }
-                },
-                "duration_ms": 1200,
-                "steps": 4,
-                "attempts": 2,
-                "checkpoint_id": "1f1e533b-1e75-67ed-bfff-4b5d0ac8932d"
-              }
-            }"#]],
+                }"#]],
         );
     }
 
@@ -393,12 +365,11 @@ mod tests {
     #[test]
     fn each_interrupt_of_a_job_has_an_id_of_its_own() {
         let interrupt = |count| ResultEvent::Interrupted { interrupts: json!([{"id": "i"}]), count };
-        let second = encoded(&interrupt(2), &Totals { cost_usd: f64::NAN, ..Totals::default() });
+        let second = encoded(&interrupt(2), &Totals::default());
         assert_eq!(second.event_id, "j1:interrupted:2");
         let event: Json = serde_json::from_slice(&second.event).expect("JSON");
         assert_eq!(event["type"], "dev.my-platform.agent.interrupted");
         assert_eq!(event["data"]["interrupts"], json!([{"id": "i"}]));
-        assert_eq!(event["data"]["usage"]["cost_usd"], json!(0.0));
         assert_eq!(event["data"].get("result"), None);
     }
 
@@ -432,24 +403,27 @@ mod tests {
                       "input_tokens": 6,
                       "output_tokens": 4,
                       "total_tokens": 10,
-                      "cost_usd": 0.0,
+                      "cost_usd": 0.005,
                       "by_model": {
                         "openai:gpt-4o": {
                           "input_tokens": 3,
                           "output_tokens": 2,
-                          "total_tokens": 5
+                          "total_tokens": 5,
+                          "cost_usd": 0.0025
                         },
                         "scripted:demo": {
                           "input_tokens": 3,
                           "output_tokens": 2,
-                          "total_tokens": 5
+                          "total_tokens": 5,
+                          "cost_usd": 0.0025
                         }
                       },
                       "by_node": {
                         "main": {
                           "input_tokens": 3,
                           "output_tokens": 2,
-                          "total_tokens": 5
+                          "total_tokens": 5,
+                          "cost_usd": 0.0025
                         }
                       }
                     },

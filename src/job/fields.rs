@@ -166,9 +166,10 @@ impl<'p> Fields<'p> {
         let mut fields = self.nested("budget")?;
         let tokens = format!("a whole number from 1 to {MAX_BUDGET}");
         let dollars = format!("a number above 0, at most {MAX_BUDGET}");
+        let count = |value: Json| value.as_u64().filter(|n| (1..=MAX_BUDGET).contains(n));
         Some(Budget {
-            max_tokens: fields
-                .take("max_tokens", &tokens, |value| value.as_u64().filter(|n| (1..=MAX_BUDGET).contains(n))),
+            max_tokens: fields.take("max_tokens", &tokens, count),
+            max_model_calls: fields.take("max_model_calls", &tokens, count),
             max_cost_usd: fields.take("max_cost_usd", &dollars, |value| {
                 #[expect(clippy::cast_precision_loss, reason = "a power of two is exact")]
                 value.as_f64().filter(|cost| *cost > 0.0 && *cost <= MAX_BUDGET as f64)

@@ -5,11 +5,13 @@ mod encode;
 mod envelope;
 mod fields;
 mod request;
+mod spent;
 
 pub use decode::{Decoded, decode};
-pub use encode::{Encoded, MAX_EVENT_BYTES, ResultEvent, Spent, Stamp, Totals, encode_result, with_dataref};
+pub use encode::{Encoded, MAX_EVENT_BYTES, ResultEvent, Stamp, Totals, encode_result, with_dataref};
 pub(crate) use envelope::percent_decoded;
 pub use request::{Request, encode_request};
+pub use spent::{Expense, Spent, restored, stored};
 
 use std::time::Duration;
 
@@ -164,6 +166,9 @@ pub struct Budget {
     /// Most dollars.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_cost_usd: Option<f64>,
+    /// Most requests to models, tries that failed included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_model_calls: Option<u64>,
 }
 
 /// What to do when the thread is busy.

@@ -1,11 +1,7 @@
 //! How a job enters a thread: its input becomes a checkpoint, or it resumes what is there.
 
-use super::{Applied, Checkpoint, Error, START, Stamp, Task, TaskInput, TaskWrites, Write, apply, plan};
-use crate::{
-    graph::CompiledGraph,
-    ids::{Namespace, TaskId},
-    value::Value,
-};
+use super::{Applied, Checkpoint, Error, START, Stamp, Task, TaskWrites, Write, apply, plan};
+use crate::{graph::CompiledGraph, ids::Namespace, value::Value};
 
 /// LangGraph's name for whoever writes the input.
 const INPUT: &str = "__input__";
@@ -21,14 +17,7 @@ pub fn accept_input(
     let (checkpoint, step) = before;
     let discarded = plan(graph, ns, checkpoint, step + 1).into_iter();
     let mut tasks: Vec<_> = discarded.map(|task| TaskWrites { task, writes: Vec::new() }).collect();
-    let writer = Task {
-        id: TaskId::null(),
-        path: "".into(),
-        name: INPUT.into(),
-        triggers: Vec::new(),
-        input: TaskInput::State,
-    };
-    tasks.push(TaskWrites { task: writer, writes: vec![Write::new(START, input)] });
+    tasks.push(TaskWrites { task: Task::outside(INPUT), writes: vec![Write::new(START, input)] });
     let mut applied = apply(graph, checkpoint, &tasks, stamp)?;
     applied.checkpoint.seen.entry(INPUT.into()).or_default();
     Ok(applied)

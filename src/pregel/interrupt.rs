@@ -80,6 +80,17 @@ impl<'a> Dialogue<'a> {
         self.used
     }
 
+    /// Whether the task waits, or waited last, for the answer to a question of this `kind`.
+    pub fn has_asked(&self, kind: &str) -> bool {
+        let is_own = |write: &&PendingWrite| write.task_id == self.task.id && &*write.channel == INTERRUPT;
+        let asked = self.pending.iter().filter(is_own).filter_map(|write| write.value.as_list()).flatten();
+        let mut kinds = asked.filter_map(|asked| {
+            let Value::Interrupt(interrupt) = asked else { return None };
+            interrupt.value.as_map()?.get("kind")?.as_str()
+        });
+        kinds.any(|asked| asked == kind)
+    }
+
     fn id(&self, number: usize) -> Arc<str> {
         interrupt_id(&self.ns.child(&self.task.name, &self.task.id), number)
     }

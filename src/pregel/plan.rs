@@ -24,6 +24,14 @@ pub struct Task {
     pub input: TaskInput,
 }
 
+impl Task {
+    /// Whoever writes from outside a run, under LangGraph's id for that; `name` is empty when nobody is named.
+    pub fn outside(name: impl Into<Name>) -> Self {
+        let (id, triggers, input) = (TaskId::null(), Vec::new(), TaskInput::State);
+        Self { id, path: "".into(), name: name.into(), triggers, input }
+    }
+}
+
 /// What a task gets beside the state.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TaskInput {

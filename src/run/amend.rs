@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use serde_json::{Map as JsonMap, Value as Json};
 
-use super::{code, definition::DEFINITION, failure, task::route};
+use super::{code, definition::DEFINITION, failure, start::EPOCH, task::route};
 use crate::{
     graph::CompiledGraph,
-    ids::{CheckpointId, Epoch, Namespace, TaskId, UnixNanos},
+    ids::{CheckpointId, Epoch, Namespace, UnixNanos},
     job::Failure,
-    pregel::{self, Checkpoint, INTERRUPT, Source, Stamp, Task, TaskInput, Write},
+    pregel::{self, Checkpoint, INTERRUPT, Source, Stamp, Task, Write},
     store::{Put, Saved},
     value::{Name, Value},
 };
@@ -36,7 +36,7 @@ impl Occasion {
     fn put(&self, saved: &Saved, made: (Checkpoint, Source, Vec<Name>), definition: Option<&str>) -> Put {
         let (checkpoint, source, changed) = made;
         let mut extra = JsonMap::new();
-        extra.insert("executor_epoch".into(), self.epoch.0.into());
+        extra.insert(EPOCH.into(), self.epoch.0.into());
         if let Some(hash) = definition {
             extra.insert(DEFINITION.into(), hash.into());
         }
@@ -73,13 +73,7 @@ pub fn update(
     }
     let written = values.into_iter().map(|(channel, value)| Write::new(channel, Value::from(value)));
     let mut writes: Vec<_> = written.collect();
-    let mut writer = Task {
-        id: TaskId::null(),
-        path: "".into(),
-        name: "".into(),
-        triggers: Vec::new(),
-        input: TaskInput::State,
-    };
+    let mut writer = Task::outside("");
     if let Some(name) = as_node {
         let Some(node) = graph.node(name) else {
             let known = graph.nodes().map(|node| &*node.name).collect::<Vec<_>>().join(", ");

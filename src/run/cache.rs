@@ -92,19 +92,8 @@ impl Slot {
 /// The writes in `value`, as if the task had made them: a model's message gets an id of this task's, for the one it
 /// has may be in the conversation already.
 fn writes(view: TaskView<'_>, value: &Value) -> Option<Vec<Write>> {
-    let is_model = match &view.node.kind {
-        // As a graph of its own: an item whose model's answer may be corrected.
-        NodeKind::Model(_) | NodeKind::Subgraph(_) => true,
-        NodeKind::Transform(_)
-        | NodeKind::Tools(_)
-        | NodeKind::Router(_)
-        | NodeKind::Approval(_)
-        | NodeKind::Fail(_)
-        | NodeKind::Map(_)
-        | NodeKind::Gather
-        | NodeKind::Tool(_)
-        | NodeKind::Summary(_) => false,
-    };
+    // As a graph of its own: an item whose model's answer may be corrected.
+    let is_model = matches!(view.node.kind, NodeKind::Model(_) | NodeKind::Subgraph(_));
     let id = format!("run-{}", ids::dashed(ids::digest(&[view.id.as_str().as_bytes(), b"cached"])));
     let mine = |item: &Value| match item.as_message() {
         Some(message) if is_model => Message { id: id.as_str().into(), ..Message::clone(message) }.into(),

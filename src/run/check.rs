@@ -6,8 +6,9 @@ use std::{
 };
 
 use crate::{
-    graph::{self, CompiledGraph, Diagnostic, NodeKind, Stored},
+    graph::{self, CompiledGraph, Diagnostic, NodeKind, RuntimeKind, Stored},
     job::{Config, Decoded, Job, Task, decode},
+    node::ToolSet,
     tool::{self, Toolbox},
 };
 
@@ -128,8 +129,22 @@ fn check_tools(graph: &CompiledGraph, pointer: &str, (met, mistakes): (&mut Met,
     }
 }
 
+/// What the graph's tools need and is not there: packages of scripts, MCP servers and their tools, or why nobody can say.
+pub async fn check_tools_here(graph: &CompiledGraph, toolbox: &Toolbox) -> Vec<Diagnostic> {
+    let mut mistakes = check_packages(graph, toolbox).await;
+    // Who has configured no server does not know which there are.
+    if toolbox.knows_mcp_servers() {
+        mistakes.extend(
+            ToolSet::of(graph, toolbox).missing().await.into_iter().map(|(name, error)| {
+                Diagnostic::new("", format!("tool `{name}`: {}: {error}", error.code()))
+            }),
+        );
+    }
+    mistakes
+}
+
 /// The packages that scripts of the graph need and that are not installed where scripts run, or why nobody can say.
-pub async fn check_packages(graph: &CompiledGraph, toolbox: &Toolbox) -> Vec<Diagnostic> {
+async fn check_packages(graph: &CompiledGraph, toolbox: &Toolbox) -> Vec<Diagnostic> {
     let mut scripts = Vec::new();
     collect_scripts(graph, "", (&mut Met::new(), &mut scripts));
     let mut mistakes = Vec::new();
@@ -151,7 +166,8 @@ fn collect_scripts<'a>(
 ) {
     let runtimes = graph.tools.values().enumerate();
     found.extend(runtimes.filter_map(|(index, definition)| {
-        Some((format!("{pointer}/tool_definitions/{index}"), definition.runtime.as_ref()?))
+        let runtime = definition.runtime.as_ref().filter(|runtime| runtime.kind == RuntimeKind::Script)?;
+        Some((format!("{pointer}/tool_definitions/{index}"), runtime))
     }));
     for node in graph.nodes() {
         if let NodeKind::Subgraph(inner) = &node.kind

@@ -8,14 +8,15 @@ use super::{
     code,
     committer::Step,
     failure,
+    position::{Frame, Position, paused_after},
     start::{Arrival, Stamps, pending},
-    superstep::{Frame, Position, RESUME_IDX, paused_after},
+    tasks::RESUME_IDX,
 };
 use crate::{
     graph::CompiledGraph,
     ids::{self, Epoch, JobId, Namespace, TaskId},
     job::{Command, Failure},
-    pregel::{self, Answers, Checkpoint, PendingWrite, RESUME, Source, Stamp, Task, TaskInput, Write},
+    pregel::{self, Answers, Checkpoint, PendingWrite, RESUME, Source, Stamp, Task, Write},
     store::{Put, Saved, TaskWrites},
     value::Value,
 };
@@ -173,13 +174,7 @@ fn writes(command: &Command) -> Vec<Write> {
 fn told(before: usize, writes: &[Write]) -> Vec<PendingWrite> {
     let before = i32::try_from(before).unwrap_or(i32::MAX);
     let behind = |write: PendingWrite| PendingWrite { idx: write.idx.saturating_add(before), ..write };
-    pending(&nobody(), writes).into_iter().map(behind).collect()
-}
-
-/// The task under which LangGraph keeps what a command wrote.
-fn nobody() -> Task {
-    let (id, triggers) = (TaskId::null(), Vec::new());
-    Task { id, path: "".into(), name: "".into(), triggers, input: TaskInput::State }
+    pending(&Task::outside(""), writes).into_iter().map(behind).collect()
 }
 
 impl Arrival {
@@ -199,7 +194,7 @@ fn in_place(frame: &Frame, saved: Saved, writes: &[Write], epoch: Epoch) -> Resu
     let mut checkpoint = Checkpoint::clone(&position.checkpoint);
     if !writes.is_empty() {
         let stamp = Stamp { id: checkpoint.id.clone(), ts: checkpoint.ts.clone(), epoch };
-        let tasks = [pregel::TaskWrites { task: nobody(), writes: writes.to_vec() }];
+        let tasks = [pregel::TaskWrites { task: Task::outside(""), writes: writes.to_vec() }];
         let applied = pregel::apply(&frame.graph, &checkpoint, &tasks, stamp)?;
         checkpoint = applied.checkpoint;
         position.carried = applied.changed;
@@ -219,7 +214,7 @@ fn as_checkpoint(
     let source = if writes.is_empty() { Source::Fork } else { Source::Update };
     let step = saved.metadata.step + 1;
     let before = saved.checkpoint;
-    let tasks = [pregel::TaskWrites { task: nobody(), writes }];
+    let tasks = [pregel::TaskWrites { task: Task::outside(""), writes }];
     let applied = pregel::apply(&frame.graph, &before, &tasks, stamps.next(step))?;
     // Unknown to readers that would otherwise run only what this change triggers.
     let mut checkpoint = Checkpoint { updated: None, ..applied.checkpoint };

@@ -1,4 +1,4 @@
-//! Calls of tools that do something outside: in the ledger before they are made and after, never repeated blindly.
+//! Calls of tools that change something outside: in the ledger before they are made and after, never repeated blindly.
 //!
 //! **Invariant:** no such call is made before its intent is stored under the epoch that still owns the thread.
 //! **Invariant:** an irreversible call that may have taken effect is made again only when a person says that it
@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Error, Running, committer::Committer, policy, superstep::Position, task::Replied};
+use super::{Error, Running, committer::Committer, policy, position::Position, task::Replied};
 use crate::{
     graph::Effect,
     ids,
@@ -33,7 +33,7 @@ const HAPPENED: &str = "happened";
 /// The answer that lets a call be made once more.
 const DID_NOT_HAPPEN: &str = "did_not_happen";
 
-/// Answers `call` of a tool that is not pure: from the ledger, by a person, or by making it.
+/// Answers `call` of a tool that changes something: from the ledger, by a person, or by making it.
 pub(super) async fn call(
     running: &Running,
     committer: &Committer,
@@ -57,15 +57,20 @@ pub(super) async fn call(
         committer,
     };
     let mut in_doubt = false;
-    let may_be_known = position.is_known || view.tries.number() > 0;
-    if may_be_known && let Some(earlier) = earlier(running, &entry.row).await? {
+    if may_be_known(position, view)
+        && let Some(earlier) = earlier(running, &entry.row).await?
+    {
+        // What a tool says of itself may change from one attempt to the next; the graver word counts.
+        entry.row.effect = entry.row.effect.max(earlier.effect);
         let told = earlier.answer.as_ref().and_then(Answer::from_value);
         match (earlier.state, told) {
             (EffectState::Done | EffectState::Failed, Some(answer)) => {
                 count("replayed");
                 return Ok(Replied::Answer { answer, is_replayed: true });
             }
-            _ => in_doubt = earlier.effect.max(entry.row.effect) == Effect::Irreversible,
+            // It is known that it reached nobody.
+            (EffectState::Failed, None) => {}
+            _ => in_doubt = entry.row.effect == Effect::Irreversible,
         }
         if in_doubt {
             dialogue.skip(earlier.asked);
@@ -74,7 +79,7 @@ pub(super) async fn call(
         }
     }
     let mut made = 0;
-    // Every turn but the first takes an answer of a person, or is one that the node's policy allows.
+    // Every turn but the first takes an answer of a person, or is one that the tool's or the node's policy allows.
     loop {
         if in_doubt {
             match entry.ask(dialogue).await? {
@@ -91,12 +96,17 @@ pub(super) async fn call(
         let answer = node::run_tool(&running.scope, view, call).await;
         drop(turn);
         made += 1;
-        if entry.row.effect != Effect::Irreversible
-            && policy::call_again(running, view, (&answer, made)).await?
-        {
+        let may_repeat = entry.row.effect != Effect::Irreversible || answer.outcome == CallOutcome::NotMade;
+        if entry.row.effect == Effect::Irreversible && answer.outcome == CallOutcome::NotMade {
+            // Whoever goes on after a crash in the pause that follows need ask nobody.
+            entry.store(EffectState::Failed).await?;
+        }
+        let own = tool.policy().retry.as_ref();
+        if may_repeat && policy::call_again(running, (view, own), (&answer, made)).await? {
+            in_doubt = false;
             continue;
         }
-        if answer.outcome == CallOutcome::Known || entry.row.effect != Effect::Irreversible {
+        if may_repeat || answer.outcome == CallOutcome::Known {
             return entry.settle(answer).await;
         }
         in_doubt = true;
@@ -133,6 +143,26 @@ async fn earlier(running: &Running, row: &EffectRow) -> Result<Option<EffectRow>
     let attempt = &running.attempt;
     let rows = attempt.ports.store.effects(&attempt.claim.thread_id, &row.ns, &row.task_id).await?;
     Ok(rows.into_iter().find(|stored| stored.call_id == row.call_id))
+}
+
+fn may_be_known(position: &Position, view: TaskView<'_>) -> bool {
+    position.is_known || view.tries.number() > 0
+}
+
+/// Whether account is kept of the call, whatever its tool says of itself now.
+pub(super) async fn is_kept(
+    running: &Running,
+    position: &Position,
+    view: TaskView<'_>,
+    call: &ToolCall,
+) -> Result<bool, Error> {
+    if !may_be_known(position, view) {
+        return Ok(false);
+    }
+    let attempt = &running.attempt;
+    let rows = attempt.ports.store.effects(&attempt.claim.thread_id, view.ns, view.id).await?;
+    let call_id = row_id(&call.id);
+    Ok(rows.iter().any(|row| row.call_id == call_id))
 }
 
 /// What a person says of a call in doubt.

@@ -10,7 +10,9 @@ use crate::{
     graph::{CompiledGraph, Limits, Stored},
     job::Failure,
     node::ToolSet,
+    secrets::Asker,
     tool::Toolbox,
+    value::Name,
 };
 
 /// Definitions kept compiled; a compiled graph takes some tens of kilobytes.
@@ -63,7 +65,8 @@ impl Graphs {
         stored: &Stored,
         toolbox: &Toolbox,
     ) -> Result<Arc<Prepared>, Failure> {
-        self.compiled_as(Sha256::digest(definition).into(), (definition, stored), toolbox)
+        let key = Sha256::digest(definition).into();
+        self.compiled_as((key, Asker::inline), (definition, stored), toolbox)
     }
 
     /// The graph of these bytes, when it is kept.
@@ -83,12 +86,12 @@ impl Graphs {
         (definition, stored): (&[u8], &Stored),
         toolbox: &Toolbox,
     ) -> Result<Arc<Prepared>, Failure> {
-        self.compiled_as(stored_key(hash), (definition, stored), toolbox)
+        self.compiled_as((stored_key(hash), Asker::stored), (definition, stored), toolbox)
     }
 
     fn compiled_as(
         &self,
-        key: [u8; 32],
+        (key, asker): ([u8; 32], fn(&Name) -> Asker),
         (definition, stored): (&[u8], &Stored),
         toolbox: &Toolbox,
     ) -> Result<Arc<Prepared>, Failure> {
@@ -108,7 +111,7 @@ impl Graphs {
             let message = format!("the definition is a template, and nothing is filled in for {names}");
             return Err(failure(code::VARIABLES_UNSET, message));
         }
-        let tools = Arc::new(ToolSet::of(&graph, toolbox));
+        let tools = Arc::new(ToolSet::of(&graph, &toolbox.in_name_of(asker(&graph.name))));
         let prepared = Arc::new(Prepared { graph: Arc::new(graph), tools });
         self.compiled.insert(key, prepared.clone());
         Ok(prepared)

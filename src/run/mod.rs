@@ -12,18 +12,27 @@ mod command;
 mod committer;
 mod definition;
 mod effect;
+mod failures;
 mod gathered;
 mod graphs;
+mod outcome;
 mod policy;
+mod position;
+mod spent;
 mod start;
+mod stop;
 mod subgraph;
 mod superstep;
 mod task;
+mod tasks;
 
 pub use amend::{Occasion, fork, update};
-pub use check::{Alone, Checked, Rejected, check, check_packages, compile, compile_alone};
+pub use check::{Alone, Checked, Rejected, check, check_tools_here, compile, compile_alone};
 pub use definition::{DEFINITION, referred};
+pub use failures::{carried_out, code, late, unwanted};
 pub use graphs::{Graphs, Prepared};
+pub use outcome::{Outcome, Output, Report, Untold};
+pub use stop::{Reason, Stop};
 
 use std::{
     collections::BTreeSet,
@@ -32,21 +41,23 @@ use std::{
 };
 
 use serde_json::{Value as Json, json};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use committer::Committer;
+use failures::failure;
+use outcome::{halted, output};
 
 use crate::{
     ids::{CheckpointId, Clock, Namespace},
     job::{Failure, Job, Spent},
     model::{Models, retry},
     node::{Budget, Scope, Spending},
-    pregel::{self, Answers},
+    pregel::Answers,
     store,
-    store::{Cancel, CancelKind, Claim, Commit, Store},
+    store::{Cancel, CancelKind, Claim, Store},
     stream::{Claimed, Emitter, EventType, Origin, Sink, TokenConfig},
     tool::Toolbox,
-    value::State,
+    value::Cost,
 };
 
 /// Why a run ended without an outcome.
@@ -60,145 +71,9 @@ pub enum Error {
     Stopped(Reason),
 }
 
-/// Why a run is told to stop.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// Somebody else has claimed the thread.
-    Fenced,
-    /// The process ends.
-    Drain,
-    /// Somebody does not want the job any more.
-    Cancel(Cancel),
-}
-
 /// How long a run that is told to stop may take to store what it holds: the process ends, and the database
 /// may be away.
 const SAVE_LIMIT: Duration = Duration::from_secs(2);
-
-/// Tells a run to stop; the first reason counts.
-#[derive(Clone, Debug, Default)]
-pub struct Stop {
-    token: CancellationToken,
-    reason: Arc<OnceLock<Reason>>,
-    leave: CancellationToken,
-}
-
-impl Stop {
-    /// Stops the run.
-    pub fn because(&self, reason: Reason) {
-        // A second reason changes nothing: the run is already stopping.
-        let _ = self.reason.set(reason);
-        self.token.cancel();
-    }
-
-    /// Lets the run go on to the end of its superstep and stops it there, because the process ends.
-    pub fn leave(&self) {
-        self.leave.cancel();
-    }
-
-    /// Whether to stop at the next boundary of supersteps.
-    fn is_leaving(&self) -> bool {
-        self.leave.is_cancelled()
-    }
-
-    /// What `work` comes to; `None` when the process leaves before.
-    async fn unless_leaving<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        self.leave.run_until_cancelled(work).await
-    }
-
-    /// Waits until the run is told to stop.
-    pub async fn told(&self) -> Reason {
-        self.token.cancelled().await;
-        self.reason.get().cloned().unwrap_or(Reason::Drain)
-    }
-}
-
-/// Most characters of the text of a run that failed by its own word; errors stand in results whole.
-const MAX_HALTED_CHARS: usize = 10_000;
-
-/// How a run ended.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
-    /// All the way to END.
-    Completed(Output),
-    /// It waits for a person: `[{id, value, response_schema?}]`.
-    Interrupted(Json),
-    /// It failed.
-    Failed(Failure),
-    /// Somebody did not want it any more.
-    Cancelled(Failure),
-}
-
-/// What a completed run gives back.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Output {
-    /// The text of the last AI message, or the output channels.
-    pub output: Json,
-    /// The run's virtual files, when it has any.
-    pub files: Option<Json>,
-}
-
-/// How a run ended, with its numbers.
-#[derive(Clone, Debug)]
-pub struct Report {
-    /// How it ended.
-    pub outcome: Outcome,
-    /// Supersteps of the job, earlier attempts included.
-    pub steps: u64,
-    /// The newest root checkpoint.
-    pub checkpoint_id: Option<String>,
-    /// What is to be stored with the end of the job.
-    pub last: Option<Commit>,
-    /// The states after the supersteps that are stored with it, to be told of then.
-    pub untold: Vec<Untold>,
-    /// The author's version of the definition, when it has one.
-    pub version: Option<Arc<str>>,
-}
-
-/// A state that readers have not heard of.
-#[derive(Clone, Debug)]
-pub struct Untold {
-    state: State,
-    step: i64,
-    checkpoint_id: String,
-}
-
-impl Untold {
-    /// After superstep `step` of the root graph, which made the checkpoint.
-    fn new(state: State, step: i64, checkpoint_id: &CheckpointId) -> Self {
-        Self { state, step, checkpoint_id: checkpoint_id.to_string() }
-    }
-
-    fn tell(&self, emitter: &Emitter) {
-        emitter.state_update(&Namespace::root(), &self.state, self.step, &self.checkpoint_id);
-    }
-}
-
-impl Report {
-    /// Of a job that ended before its graph made a step.
-    pub fn early(outcome: Outcome) -> Self {
-        Self { outcome, steps: 0, checkpoint_id: None, last: None, untold: Vec::new(), version: None }
-    }
-
-    /// Tells readers the states after the last supersteps, and what the run waits for. To be called once that is
-    /// stored.
-    pub fn tell_last(&self, emitter: &Emitter) {
-        self.untold.iter().for_each(|untold| untold.tell(emitter));
-        if let Outcome::Interrupted(interrupts) = &self.outcome {
-            tell_interrupts(emitter, interrupts);
-        }
-    }
-
-    /// How many events [`Report::tell_last`] and [`tell_end`] are going to emit.
-    pub fn events_left(&self) -> u64 {
-        let of_outcome = match &self.outcome {
-            Outcome::Completed(_) => 0,
-            // What it waits for, or its error.
-            Outcome::Interrupted(_) | Outcome::Failed(_) | Outcome::Cancelled(_) => 1,
-        };
-        u64::try_from(self.untold.len()).expect("a count fits 64 bits") + of_outcome + 1
-    }
-}
 
 /// What runs need of the process; shared by all of them.
 pub struct Ports {
@@ -317,11 +192,17 @@ pub async fn run(attempt: Attempt) -> (Result<Report, Error>, Spent) {
         running.attempt.tell_start(None);
     }
     let version = running.version.get().cloned().flatten();
-    (result.map(|report| Report { version, ..report }), running.scope.spending.spent())
+    let told = |report: Report| Report { outcome: report.outcome.scrubbed(), version, ..report };
+    (result.map(told), running.scope.spending.spent())
 }
 
 fn prepare(attempt: Attempt) -> Running {
-    let budget = Budget { max_tokens: attempt.job.config.budget.and_then(|budget| budget.max_tokens) };
+    let asked = attempt.job.config.budget.unwrap_or_default();
+    let budget = Budget {
+        max_tokens: asked.max_tokens,
+        max_cost: asked.max_cost_usd.map(Cost::from_dollars),
+        max_model_calls: asked.max_model_calls,
+    };
     let scope = Scope {
         models: attempt.ports.models.clone(),
         emitter: attempt.emitter.clone(),
@@ -404,124 +285,5 @@ impl Running {
         let checkpoint_id = reached.checkpoint_id.map(|id| id.to_string());
         let untold = self.take_untold();
         Ok(Report { outcome, steps: reached.steps, checkpoint_id, last, untold, version: None })
-    }
-}
-
-/// The failure of a job that took too long.
-pub fn late(limit: Duration) -> Failure {
-    let message = format!("the job took longer than {} s", limit.as_secs_f64());
-    Failure { code: code::JOB_TIMEOUT.into(), message, node: None, retryable: true }
-}
-
-/// `cancel` as it is carried out on `job`: what goes on from questions of earlier jobs is not taken back, since its
-/// writes stand among theirs.
-pub fn carried_out(cancel: &Cancel, job: &Job) -> Cancel {
-    let goes_on = cancel.kind == CancelKind::Rollback && job.command.is_some();
-    Cancel { kind: if goes_on { CancelKind::Interrupt } else { cancel.kind }, ..cancel.clone() }
-}
-
-/// What readers hear of a job that somebody did not want any more.
-pub fn unwanted(cancel: &Cancel) -> Failure {
-    let Cancel { kind, by, reason } = cancel;
-    let reason = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-    let (code, message, retryable) = match kind {
-        CancelKind::Cancel if by.is_empty() => (code::JOB_CANCELLED, format!("cancelled{reason}"), false),
-        CancelKind::Cancel => (code::JOB_CANCELLED, format!("cancelled by {by}{reason}"), false),
-        CancelKind::Interrupt => {
-            (code::JOB_INTERRUPTED, format!("job {by} took its place on the thread"), false)
-        }
-        CancelKind::Rollback => (
-            code::JOB_ROLLED_BACK,
-            format!("job {by} took its place on the thread; what it did is undone"),
-            false,
-        ),
-        CancelKind::Reject => (code::THREAD_BUSY, format!("the thread is busy with job {by}"), true),
-    };
-    Failure { code: code.into(), message, node: None, retryable }
-}
-
-/// Codes of failures that a run itself decides on.
-pub mod code {
-    /// The request is wrong.
-    pub const BAD_REQUEST: &str = "BAD_REQUEST";
-    /// The definition has mistakes.
-    pub const DEFINITION_INVALID: &str = "DEFINITION_INVALID";
-    /// Variables of the definition have no value.
-    pub const VARIABLES_UNSET: &str = "VARIABLES_UNSET";
-    /// No such stored definition.
-    pub const AGENT_NOT_FOUND: &str = "AGENT_NOT_FOUND";
-    /// No such checkpoint on the thread.
-    pub const CHECKPOINT_NOT_FOUND: &str = "CHECKPOINT_NOT_FOUND";
-    /// The command resumes, but nothing waits for an answer.
-    pub const NOTHING_TO_RESUME: &str = "NOTHING_TO_RESUME";
-    /// The command answers one question, and several wait.
-    pub const RESUME_AMBIGUOUS: &str = "RESUME_AMBIGUOUS";
-    /// The command answers a question that does not wait.
-    pub const RESUME_UNKNOWN: &str = "RESUME_UNKNOWN";
-    /// The run needs more supersteps than it may have.
-    pub const RECURSION_LIMIT: &str = "RECURSION_LIMIT";
-    /// A conditional edge could not be decided.
-    pub const CONDITION_FAILED: &str = "CONDITION_FAILED";
-    /// Somebody did not want the job any more.
-    pub const JOB_CANCELLED: &str = "JOB_CANCELLED";
-    /// A newer job of the thread asked for its place.
-    pub const JOB_INTERRUPTED: &str = "JOB_INTERRUPTED";
-    /// As before, and what the job did was undone.
-    pub const JOB_ROLLED_BACK: &str = "JOB_ROLLED_BACK";
-    /// The job did not want to wait for a busy thread.
-    pub const THREAD_BUSY: &str = "THREAD_BUSY";
-    /// The thread holds what the definition does not have.
-    pub const DEFINITION_INCOMPATIBLE: &str = "DEFINITION_INCOMPATIBLE";
-    /// The job took too long.
-    pub const JOB_TIMEOUT: &str = "JOB_TIMEOUT";
-    /// The final text says that the run has failed.
-    pub const AGENT_HALTED: &str = "AGENT_HALTED";
-    /// A part of this program broke its own rules; the process lives on.
-    pub const INTERNAL: &str = "INTERNAL";
-}
-
-/// A failure of the whole run, which a new job with the same request would meet again.
-fn failure(code: &str, message: impl Into<String>) -> Failure {
-    Failure { code: code.into(), message: message.into(), node: None, retryable: false }
-}
-
-/// What the state gives back at the end: the output channels if there are any, else the last AI message,
-/// else every channel but the built-in ones.
-fn output(graph: &crate::graph::CompiledGraph, state: &State) -> Output {
-    let files = state.get("files").filter(|files| files.as_map().is_some_and(|files| !files.is_empty()));
-    let last_answer = || {
-        let messages = state.get("messages")?;
-        let is_ai = |message: &&Arc<crate::value::Message>| message.type_name() == "ai";
-        let answer = messages.messages().rfind(is_ai)?.content.text();
-        Some(Json::String(answer.to_string()))
-    };
-    let channels = |names: &mut dyn Iterator<Item = &crate::value::Name>| {
-        let pairs = names.filter_map(|name| Some((name.to_string(), state.get(name)?.to_json())));
-        Json::Object(pairs.collect())
-    };
-    let is_builtin = |name: &str| matches!(name, "messages" | "files" | "todos");
-    let output = if graph.output.is_empty() {
-        last_answer().unwrap_or_else(|| channels(&mut graph.channels.keys().filter(|name| !is_builtin(name))))
-    } else {
-        channels(&mut graph.output.iter())
-    };
-    Output { output, files: files.map(crate::value::Value::to_json) }
-}
-
-/// The failure of a run whose final text begins with the mark of failure. Named output channels are no text, and an
-/// answer before the last question of a person is not of this run.
-fn halted(graph: &crate::graph::CompiledGraph, state: &State) -> Option<Failure> {
-    let mark = graph.failure_mark.as_deref().filter(|_| graph.output.is_empty())?;
-    let since = state.get(pregel::MESSAGES)?.messages().rev().take_while(|m| m.type_name() != "human");
-    let text =
-        since.filter(|message| message.type_name() == "ai").map(|message| message.content.text()).next()?;
-    let text = text.trim();
-    let said = text.char_indices().nth(MAX_HALTED_CHARS).map_or(text, |(end, _)| &text[..end]);
-    text.starts_with(mark).then(|| failure(code::AGENT_HALTED, said))
-}
-
-impl From<pregel::Error> for Failure {
-    fn from(error: pregel::Error) -> Self {
-        failure(error.code(), error.to_string())
     }
 }

@@ -13,11 +13,11 @@ use super::{
     Error, Reason, Running, cache, code,
     committer::Committer,
     failure,
-    superstep::{Frame, Position},
+    position::{Frame, Position},
     task::{self, TaskEnd, Worked},
 };
 use crate::{
-    graph::{FailureClass, Node, NodeKind},
+    graph::{FailureClass, Node, NodeKind, Retry},
     job::Failure,
     node::{self, TaskView, Try},
     pregel::{SENDS, Task, Write},
@@ -152,16 +152,27 @@ fn next<'a>(view: TaskView<'_>, failed: &'a Failure) -> Option<Again<'a>> {
     Some(Again { code: &failed.code, class, attempt, max_attempts: retry.max_attempts, wait })
 }
 
-/// Whether a call of a tool that came to `answer` as the `made`-th is to be made again; waits until it may be.
-/// Only for calls that may be made twice.
+/// Codes of calls that may come to something else when they are made again; the others would say the same.
+const PASSING: [&str; 6] = [
+    "TOOL_FAILED",
+    "TOOL_TIMEOUT",
+    "TOOL_NO_RESPONDERS",
+    "TOOL_AUTHORIZATION",
+    "TOOL_MCP_UNAVAILABLE",
+    "SECRET_UNAVAILABLE",
+];
+
+/// Whether a call of a tool that came to `answer` as the `made`-th is to be made again, by what the tool says or
+/// else its node; waits until it may be. Only for calls that may be made twice.
 pub(super) async fn call_again(
     running: &Running,
-    view: TaskView<'_>,
+    (view, own): (TaskView<'_>, Option<&Retry>),
     (answer, made): (&Answer, u32),
 ) -> Result<bool, Error> {
-    // The other codes say what would be said again.
-    let code = answer.code.filter(|code| ["TOOL_FAILED", "TOOL_TIMEOUT"].contains(code));
-    let (Some(retry), Some(code)) = (view.node.policy.retry.as_ref(), code) else { return Ok(false) };
+    let code = answer.code.filter(|code| PASSING.contains(code));
+    let (Some(retry), Some(code)) = (own.or(view.node.policy.retry.as_ref()), code) else {
+        return Ok(false);
+    };
     let class = FailureClass::of(code);
     let Some(wait) = retry.wait(made, fastrand::u64(..)).filter(|_| retry.covers(class)) else {
         return Ok(false);

@@ -9,19 +9,21 @@ use super::{
     Error, Outcome, Report, Running, Untold, code, command,
     committer::{Committer, Step},
     definition, failure, halted, output,
-    superstep::{Ended, Frame, Position, run_graph},
+    position::{Frame, Position},
+    spent,
+    superstep::{Ended, run_graph},
 };
 use crate::{
     graph::CompiledGraph,
     ids::{CheckpointId, Epoch, JobId, Namespace},
-    job::{Failure, Spent},
+    job::{self, Failure, Spent},
     node::Calls,
     pregel::{
         self, Answers, Checkpoint, MESSAGES, Metadata, PendingWrite, REMOVE_ALL, Source, Stamp, Task,
         TaskInput, Write,
     },
     store::{Put, Saved, TaskWrites},
-    value::{self, Map, Message, Name, Role, Usage, Value},
+    value::{self, Map, Message, Name, Role, Value},
 };
 
 /// Metadata key: the epoch of the attempt that made the checkpoint.
@@ -36,7 +38,7 @@ const USAGE: &str = "usage";
 /// Metadata key: the same by node.
 const USAGE_BY_NODE: &str = "usage_by_node";
 /// Metadata key: calls the job has made so far, when its definition limits them.
-const CALLS: &str = "calls";
+pub(super) const CALLS: &str = "calls";
 
 /// Runs the attempt's graph.
 pub(super) async fn run(running: &Running) -> Result<Report, Error> {
@@ -49,6 +51,8 @@ pub(super) async fn run(running: &Running) -> Result<Report, Error> {
     };
     let own = newest.as_ref().filter(|saved| is_own(running, saved));
     running.attempt.tell_start(own.map(|own| &own.checkpoint.id));
+    // Also on a checkpoint of an earlier job, which this one went on from.
+    newest.iter().for_each(|saved| spent::restore(running, &saved.writes));
     if let Some(own) = own {
         restore_spending(running, own);
         let Position { job_step, checkpoint, .. } = Position::resumed(own.clone());
@@ -126,19 +130,27 @@ pub(super) fn is_own(running: &Running, saved: &Saved) -> bool {
 
 /// What earlier attempts have spent counts too.
 pub(super) fn restore_spending(running: &Running, own: &Saved) {
-    restore_calls(running, own);
-    let stored = |key: &str| -> BTreeMap<String, Usage> {
-        let sums = own.metadata.extra.get(key).and_then(Json::as_object).into_iter().flatten();
-        let usage = |json: &Json| Value::from(json.clone()).as_map().map(Usage::from_map);
-        sums.filter_map(|(name, json)| Some((name.clone(), usage(json)?))).collect()
-    };
-    running.scope.spending.restore(&Spent { by_model: stored(USAGE), by_node: stored(USAGE_BY_NODE) });
+    restore_from(running, &own.metadata.extra);
 }
 
-fn restore_calls(running: &Running, own: &Saved) {
-    let Some(stored) = own.metadata.extra.get(CALLS) else { return };
-    let count = |kind: &str| stored.get(kind).and_then(Json::as_u64).unwrap_or_default();
-    running.scope.spending.restore_calls(Calls { model: count("model"), tool: count("tool") });
+/// Takes over what [`spending`] has said in an earlier attempt.
+pub(super) fn restore_from(running: &Running, stored: &JsonMap<String, Json>) {
+    let sums = |key: &str| job::restored(stored.get(key));
+    running.scope.spending.restore(&Spent { by_model: sums(USAGE), by_node: sums(USAGE_BY_NODE) });
+    if let Some(calls) = stored.get(CALLS) {
+        let count = |kind: &str| calls.get(kind).and_then(Json::as_u64).unwrap_or_default();
+        running.scope.spending.restore_calls(Calls { model: count("model"), tool: count("tool") });
+    }
+}
+
+/// What the job has spent so far, as it is stored; nothing for a job that has spent nothing.
+pub(super) fn spending(running: &Running) -> impl Iterator<Item = (String, Json)> {
+    let spending = &running.scope.spending;
+    let spent = spending.spent();
+    let sums = [(USAGE, job::stored(&spent.by_model)), (USAGE_BY_NODE, job::stored(&spent.by_node))];
+    let calls = spending.limited_calls().map(|Calls { model, tool }| json!({ "model": model, "tool": tool }));
+    let all = sums.into_iter().chain([(CALLS, calls)]);
+    all.filter_map(|(key, stored)| Some((key.to_owned(), stored?)))
 }
 
 /// Finds the checkpoint the run starts from, and makes the job's input part of the thread.
@@ -270,17 +282,7 @@ impl Stamps<'_> {
         if let Some(hash) = self.running.definition.get() {
             extra.insert(definition::DEFINITION.into(), (**hash).into());
         }
-        let spent = self.running.scope.spending.spent();
-        for (key, sums) in [(USAGE, spent.by_model), (USAGE_BY_NODE, spent.by_node)] {
-            if !sums.is_empty() {
-                let usage = |usage: Usage| Value::Map(Arc::new(usage.to_map())).to_json();
-                let sums = sums.into_iter().map(|(name, sum)| (name, usage(sum)));
-                extra.insert(key.into(), Json::Object(sums.collect()));
-            }
-        }
-        if let Some(Calls { model, tool }) = self.running.scope.spending.limited_calls() {
-            extra.insert(CALLS.into(), json!({ "model": model, "tool": tool }));
-        }
+        extra.extend(spending(self.running));
         Metadata { source, step, parents: parents.clone(), extra }
     }
 }

@@ -7,8 +7,10 @@ use serde_json::Value as Json;
 use super::{
     Error, Running,
     committer::Committer,
+    position::{Frame, Position},
+    spent,
     start::{EPOCH, Stamps, arrive, is_own, restore_spending},
-    superstep::{Ended, Frame, Position, run_graph},
+    superstep::{Ended, run_graph},
     task::TaskEnd,
 };
 use crate::{
@@ -27,16 +29,9 @@ pub(super) async fn run(
     frame: &Frame,
     (view, from, subgraph): (TaskView<'_>, &CheckpointId, &SubgraphNode),
 ) -> Result<TaskEnd, Error> {
-    let mut parents = frame.parents.clone();
-    parents.insert(frame.ns.to_string(), from.clone());
-    let child = Frame {
-        graph: subgraph.graph.clone(),
-        // A graph has the tools of its own definition and no others.
-        tools: frame.tools.nested(&view.node.name).unwrap_or(&frame.tools).clone(),
-        ns: frame.ns.child(&view.node.name, view.id),
-        parents,
-        limit: subgraph.graph.recursion_limit,
-    };
+    // A graph has the tools of its own definition and no others.
+    let tools = frame.tools.nested(&view.node.name).unwrap_or(&frame.tools);
+    let child = frame.inside((view, from), &subgraph.graph, tools);
     let input = || input(view, &subgraph.input);
     Ok(match nested(running, committer, &child, input).await? {
         Ended::Done(state) => output(view, &subgraph.output, &state).into(),
@@ -84,6 +79,8 @@ async fn enter(
         if is_own && epoch != Some(attempt.claim.epoch.0) {
             restore_spending(running, &saved);
         }
+        // Also on a checkpoint of an earlier job: tasks that finish before their superstep leave it there.
+        spent::restore(running, &saved.writes);
         let mut position = Position::resumed(saved);
         if !is_own && !pauses_on(running, child, &position) {
             // Only a command leads back into a graph that an earlier job has left.

@@ -7,11 +7,13 @@ use tracing::Instrument;
 use super::{
     Error, Running, approval, code,
     committer::Committer,
-    effect, failure, policy, subgraph,
-    superstep::{Ended, Frame, Position, or_no_writes},
+    effect, failure, policy,
+    position::{Frame, Position},
+    subgraph,
+    superstep::Ended,
 };
 use crate::{
-    graph::{CompiledGraph, Effect, ExpressionError, FailureClass, Node, NodeKind, Routes},
+    graph::{CompiledGraph, ExpressionError, FailureClass, Node, NodeKind, Routes},
     ids::CheckpointId,
     job::Failure,
     node::{self, Asked, Consent, TaskView, Told},
@@ -77,34 +79,34 @@ pub(super) async fn work(
 ) -> Result<Worked, Error> {
     let given = running.answers.get_or_init(Answers::new);
     let mut dialogue = Dialogue::new(&frame.ns, task, &position.pending, given);
-    let asked = match &view.node.kind {
+    if let Err(error) = node::find_tools(view).await {
+        let end = TaskEnd::Failed(error.failure(&view.node.name));
+        return Ok(Worked { end, answers: dialogue.into_used() });
+    }
+    let end = match &view.node.kind {
         NodeKind::Tools(_) => {
-            Some(argument(task).ok_or(node::Error::Call).and_then(|sent| node::asked(view, sent)))
+            let asked = argument(task).ok_or(node::Error::Call).and_then(|sent| node::asked(view, sent));
+            answer(running, committer, frame, (view, position, &mut dialogue), asked).await?
         }
-        NodeKind::Tool(tool) => Some(node::call_of(view, tool)),
+        NodeKind::Tool(tool) => {
+            let asked = node::call_of(view, tool);
+            answer(running, committer, frame, (view, position, &mut dialogue), asked).await?
+        }
+        NodeKind::Subgraph(inner) => {
+            let from = &position.checkpoint.id;
+            subgraph::run(running, committer, frame, (view, from, inner)).await?
+        }
+        NodeKind::Approval(approval) => approval::ask(running, view, approval, &mut dialogue).await?,
+        NodeKind::Fail(fail) => TaskEnd::Failed(node::failed(view, fail)),
         NodeKind::Model(_)
         | NodeKind::Transform(_)
         | NodeKind::Map(_)
         | NodeKind::Gather
-        | NodeKind::Subgraph(_)
         | NodeKind::Router(_)
-        | NodeKind::Approval(_)
-        | NodeKind::Fail(_)
-        | NodeKind::Summary(_) => None,
-    };
-    let failed = |error: node::Error| TaskEnd::Failed(error.failure(&view.node.name));
-    let end = match (asked, &view.node.kind) {
-        (Some(Ok(asked)), _) => {
-            answer(running, committer, frame, (view, position, &mut dialogue), asked).await?
-        }
-        (Some(Err(error)), _) => failed(error),
-        (None, NodeKind::Subgraph(inner)) => {
-            let from = &position.checkpoint.id;
-            subgraph::run(running, committer, frame, (view, from, inner)).await?
-        }
-        (None, NodeKind::Approval(approval)) => approval::ask(running, view, approval, &mut dialogue).await?,
-        (None, NodeKind::Fail(fail)) => TaskEnd::Failed(node::failed(view, fail)),
-        (None, _) => node::run(&running.scope, view).await.map_or_else(failed, TaskEnd::Finished),
+        | NodeKind::Summary(_) => match node::run(&running.scope, view).await {
+            Ok(writes) => TaskEnd::Finished(writes),
+            Err(error) => TaskEnd::Failed(error.failure(&view.node.name)),
+        },
     };
     let end = match end {
         TaskEnd::Finished(writes) => lead_on(view.graph, &view.node.routes, view, writes).into(),
@@ -139,15 +141,19 @@ pub(super) fn given_up(view: TaskView<'_>, failed: Failure) -> TaskEnd {
     }
 }
 
-/// Answers a tool call: by the tool, by a sub-agent, or with what is wrong with the call.
+/// Answers a tool call, if one could be read: by the tool, by a sub-agent, or with what is wrong with the call.
 async fn answer(
     running: &Running,
     committer: &Committer,
     frame: &Frame,
     (view, position, dialogue): (TaskView<'_>, &Position, &mut Dialogue<'_>),
-    asked: Asked,
+    asked: Result<Asked, node::Error>,
 ) -> Result<TaskEnd, Error> {
     let scope = &running.scope;
+    let asked = match asked {
+        Ok(asked) => asked,
+        Err(error) => return Ok(TaskEnd::Failed(error.failure(&view.node.name))),
+    };
     let (asked, note) = match node::consent(view, asked, dialogue) {
         Consent::Given { asked, note } => (asked, note),
         Consent::Waits(interrupt) => return Ok(TaskEnd::Waits(vec![interrupt])),
@@ -163,13 +169,18 @@ async fn answer(
     );
     let replied = match asked {
         Asked::Refused(_, answer) => answer.into(),
-        Asked::Call(call) => match view.tools.get(&call.name) {
-            Some(tool) if tool.effect() != Effect::Pure => {
-                let asked = (view, &call, tool);
-                effect::call(running, committer, position, asked, dialogue).instrument(span).await?
+        Asked::Call(call) => {
+            let tool = view.tools.get(&call.name);
+            let changes = tool.as_ref().is_some_and(|tool| tool.effect().changes_something())
+                || effect::is_kept(running, position, view, &call).await?;
+            match tool.as_ref().filter(|_| changes) {
+                Some(tool) => {
+                    let asked = (view, &call, tool);
+                    effect::call(running, committer, position, asked, dialogue).instrument(span).await?
+                }
+                None => pure(running, view, (&call, tool.as_ref())).instrument(span).await?.into(),
             }
-            tool => pure(running, view, (&call, tool)).instrument(span).await?.into(),
-        },
+        }
         Asked::Task { subagent_type, description, .. } => {
             let from = &position.checkpoint.id;
             let delegated = delegate(running, committer, frame, (view, from), (&subagent_type, &description));
@@ -192,7 +203,7 @@ async fn answer(
     }
 }
 
-/// Makes a call that does nothing outside, as often as its node's policy says.
+/// Makes a call that changes nothing outside, as often as its policy or its node's says.
 async fn pure(
     running: &Running,
     view: TaskView<'_>,
@@ -204,7 +215,8 @@ async fn pure(
             let _turn = futures::future::OptionFuture::from(tool.map(|tool| tool.turn())).await;
             node::run_tool(&running.scope, view, call).await
         };
-        if !policy::call_again(running, view, (&answer, made)).await? {
+        let own = tool.and_then(|tool| tool.policy().retry.as_ref());
+        if !policy::call_again(running, (view, own), (&answer, made)).await? {
             return Ok(answer);
         }
         made += 1;
@@ -220,12 +232,7 @@ async fn delegate(
     (subagent_type, description): (&str, &str),
 ) -> Result<Replied, Error> {
     let subagent = &frame.graph.subagents[subagent_type];
-    let ns = frame.ns.child(&view.node.name, view.id);
-    let mut parents = frame.parents.clone();
-    parents.insert(frame.ns.to_string(), from.clone());
-    let limit = subagent.graph.recursion_limit;
-    let child = Frame { graph: subagent.graph.clone(), tools: frame.tools.clone(), ns, parents, limit };
-
+    let child = frame.inside((view, from), &subagent.graph, &frame.tools);
     let input = || Ok(node::child_input(view.state, description, &format!("{}-task", view.id)));
     Ok(match subgraph::nested(running, committer, &child, input).await? {
         Ended::Done(state) => {
@@ -258,7 +265,11 @@ pub(super) fn lead_on(
         };
         writes.extend(leads.map_err(|failed| Failure { node: Some(view.node.name.to_string()), ..failed })?);
     }
-    Ok(or_no_writes(writes))
+    if writes.is_empty() {
+        // Without any write the task would not count as finished.
+        writes.push(Write::new(pregel::NO_WRITES, Value::Null));
+    }
+    Ok(writes)
 }
 
 /// The trigger channels that `routes` write on `state`.

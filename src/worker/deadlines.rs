@@ -6,20 +6,20 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::Value as Json;
 
-use super::{Error, Worker, upkeep::jittered};
+use super::{
+    Error, Worker,
+    upkeep::{EARLY, jittered},
+};
 use crate::{
     ids::{JobId, Namespace},
     job::{Command, Job, MultitaskStrategy, Task},
     pregel,
     run::DEFINITION,
-    store::{self, AgentRef, Deadline, Record, Saved},
+    store::{self, AgentRef, Deadline, Saved},
 };
 
 /// Time between two looks; who waits for minutes may wait seconds longer.
 const EVERY: Duration = Duration::from_secs(5);
-
-/// Jitter lets a process come early: its own last round must not keep it from the next.
-const EARLY: f64 = 0.75;
 
 /// Deadlines of one look.
 const AT_ONCE: u32 = 64;
@@ -70,15 +70,7 @@ async fn answer(worker: &Worker, deadline: &Deadline) -> Result<(), store::Error
     let asked = asked(deadline)?;
     let task = same_definition(worker, &asked, &saved).await?;
     let job = answering(deadline, Job { task, ..asked });
-    let record = Record {
-        job_id: job.job_id.clone(),
-        thread_id: thread_id.clone(),
-        stream_seq: None,
-        multitask_strategy: job.multitask_strategy.as_str(),
-        request: serde_json::to_vec(&job).expect("a job came from JSON").into(),
-        timeout: job.config.timeout().unwrap_or(worker.config.job_timeout),
-    };
-    worker.ports.store.record(&record).await?;
+    worker.record(&job, None).await?;
     tracing::info!(%thread_id, %interrupt_id, job_id = %job.job_id, "a deadline has passed: its answer is given");
     Ok(())
 }

@@ -154,7 +154,7 @@ async fn carry(
 /// Keeps a copy of the message before it is terminated.
 async fn bury(worker: &Worker, delivery: &Delivery, job: Option<&Job>, defect: Defect) -> Error {
     let reason = defect.0;
-    let kept = letter::keep(worker, &letter::letter(delivery, job, defect)).await;
+    let kept = letter::keep(worker, &letter::letter(delivery, job, defect, delivery.deliveries)).await;
     kept.err().unwrap_or(Error::DeadLetter { reason })
 }
 

@@ -77,9 +77,6 @@ pub(super) async fn run(
     }
     async move {
         tracing::info!("job started");
-        if let Ok(job) = &job {
-            warn_of_unkept(job);
-        }
         match (job, &owned.claim.cancel) {
             (job, Some(cancel)) => {
                 let outcome = match &job {
@@ -97,13 +94,6 @@ pub(super) async fn run(
     }
     .instrument(span)
     .await
-}
-
-/// What a request may ask for and does not get yet; said rather than passed over.
-fn warn_of_unkept(job: &Job) {
-    if job.config.budget.is_some_and(|budget| budget.max_cost_usd.is_some()) {
-        tracing::warn!("budget.max_cost_usd is not enforced: no prices are known");
-    }
 }
 
 fn join_trace(span: &tracing::Span, job: &Job) {

@@ -1,6 +1,7 @@
-//! Signs of life: to the queue for held messages, to the store for claimed threads. One task per process.
+//! Signs of life: to the queue for held messages, to the store for claimed threads. Two tasks per process, so that
+//! neither server keeps the other from hearing them.
 //!
-//! **Invariant:** a claim the store no longer knows is told to stop before the queue hears of its message again.
+//! **Invariant:** only an answer of the store takes a claim for lost; while it is away, runs go on.
 
 use std::{
     collections::{HashMap, HashSet},

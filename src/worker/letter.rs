@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** what the store keeps of a message is bounded by what a request may be, whatever its sender sent.
 
+use bytes::Bytes;
 use serde_json::Value as Json;
 
 use super::{
@@ -15,7 +16,10 @@ use crate::{
     queue::{Delivery, Stored},
     run::code,
     store::{Claim, DeadLetter, PAYLOAD_BYTES},
-    telemetry::metric,
+    telemetry::{
+        metric,
+        scrub::{REDACTED, Scrubber, is_sensitive},
+    },
 };
 
 /// The reason of a job that was given up because it killed its owners.
@@ -51,35 +55,44 @@ pub(super) async fn stored_defect(worker: &Worker, job_id: &JobId) -> Result<Opt
     Ok(failure.as_ref().and_then(defect))
 }
 
-/// The letter of a message that was delivered, for the stream of dead letters: the payload is whole.
-pub(super) fn letter(delivery: &Delivery, job: Option<&Job>, (reason, error): Defect) -> DeadLetter {
-    DeadLetter {
-        stream: delivery.stream.clone(),
-        stream_seq: delivery.stream_seq,
-        subject: delivery.subject.clone(),
-        headers: first_headers(&delivery.headers),
-        payload: delivery.payload.clone(),
-        job_id: job.map(|job| job.job_id.clone()),
-        thread_id: job.map(|job| job.thread_id.clone()),
-        reason,
-        error,
-        deliveries: delivery.deliveries,
+/// A message as a letter keeps it.
+pub(super) struct Message<'a> {
+    pub(super) stream: &'a str,
+    pub(super) stream_seq: u64,
+    pub(super) subject: &'a str,
+    pub(super) headers: &'a [(String, String)],
+    pub(super) payload: &'a Bytes,
+}
+
+impl<'a> From<&'a Delivery> for Message<'a> {
+    fn from(delivery: &'a Delivery) -> Self {
+        let Delivery { stream, stream_seq, subject, headers, payload, .. } = delivery;
+        Self { stream, stream_seq: *stream_seq, subject, headers, payload }
     }
 }
 
-/// The same of a message that was found in the stream; how often it was delivered may be unknown, which is 0.
-pub(super) fn of_stored(
-    stored: &Stored,
+impl<'a> From<&'a Stored> for Message<'a> {
+    fn from(stored: &'a Stored) -> Self {
+        let Stored { stream, stream_seq, subject, headers, payload, .. } = stored;
+        Self { stream, stream_seq: *stream_seq, subject, headers, payload }
+    }
+}
+
+/// The letter of a message, for the stream of dead letters: the payload is whole. How often it was delivered may be
+/// unknown, which is 0.
+pub(super) fn letter<'a>(
+    message: impl Into<Message<'a>>,
     job: Option<&Job>,
     (reason, error): Defect,
     deliveries: u64,
 ) -> DeadLetter {
+    let Message { stream, stream_seq, subject, headers, payload } = message.into();
     DeadLetter {
-        stream: stored.stream.clone(),
-        stream_seq: stored.stream_seq,
-        subject: stored.subject.clone(),
-        headers: first_headers(&stored.headers),
-        payload: stored.payload.clone(),
+        stream: stream.to_owned(),
+        stream_seq,
+        subject: subject.to_owned(),
+        headers: first_headers(headers),
+        payload: payload.clone(),
         job_id: job.map(|job| job.job_id.clone()),
         thread_id: job.map(|job| job.thread_id.clone()),
         reason,
@@ -90,12 +103,27 @@ pub(super) fn of_stored(
 
 /// Keeps a letter in both places; repeating it changes nothing.
 pub(super) async fn keep(worker: &Worker, letter: &DeadLetter) -> Result<(), Error> {
-    let is_new = worker.ports.store.bury(&kept(worker, letter)).await?;
-    worker.queue.bury(letter).await?;
+    let letter = scrubbed(letter);
+    let is_new = worker.ports.store.bury(&kept(worker, &letter)).await?;
+    worker.queue.bury(&letter).await?;
     if is_new {
         metrics::counter!(metric::DEAD_LETTERS, "reason" => letter.reason).increment(1);
     }
     Ok(())
+}
+
+/// The letter without secrets in what went wrong and in its headers. The payload stays as it came: it may be sent again.
+fn scrubbed(letter: &DeadLetter) -> DeadLetter {
+    let scrubber = Scrubber::process();
+    let header = |(name, value): &(String, String)| {
+        let value = if is_sensitive(name) { REDACTED.into() } else { scrubber.text(value) };
+        (name.clone(), value.into_owned())
+    };
+    DeadLetter {
+        error: scrubber.report(&letter.error).into_owned(),
+        headers: letter.headers.iter().map(header).collect(),
+        ..letter.clone()
+    }
 }
 
 /// Keeps the letter of a claimed job that is given up. Without its message in hand, that is looked for in the
@@ -108,7 +136,7 @@ pub(super) async fn keep_claimed(
 ) -> Result<(), Error> {
     let defect = (GIVEN_UP, error.to_owned());
     let made = match message {
-        Some(delivery) => letter(delivery, None, defect),
+        Some(delivery) => letter(delivery, None, defect, delivery.deliveries),
         None => found(worker, claim, defect).await?,
     };
     let (job_id, thread_id) = (Some(claim.job_id.clone()), Some(claim.thread_id.clone()));
@@ -123,25 +151,16 @@ async fn found(worker: &Worker, claim: &Claim, defect: Defect) -> Result<DeadLet
     };
     // A stream that was made anew has another job's message in that place.
     if let Some(stored) = stored.filter(|stored| is_of(worker, stored, &claim.job_id)) {
-        return Ok(of_stored(&stored, None, defect, 0));
+        return Ok(letter(&stored, None, defect, 0));
     }
     let job: Option<Job> = serde_json::from_slice(&claim.request).ok();
     let request = job.as_ref().and_then(encode_request);
     let unreadable = || Request { headers: Vec::new(), payload: claim.request.clone() };
     let Request { headers, payload } = request.unwrap_or_else(unreadable);
-    Ok(DeadLetter {
-        // A place that no message has, and that is the job's alone.
-        stream: format!("job:{}", claim.job_id),
-        stream_seq: 1,
-        subject: String::new(),
-        headers: first_headers(&headers),
-        payload,
-        job_id: None,
-        thread_id: None,
-        reason: defect.0,
-        error: defect.1,
-        deliveries: 0,
-    })
+    // A place that no message has, and that is the job's alone.
+    let (stream, stream_seq) = (&format!("job:{}", claim.job_id), 1);
+    let made = Message { stream, stream_seq, subject: "", headers: &headers, payload: &payload };
+    Ok(letter(made, None, defect, 0))
 }
 
 fn is_of(worker: &Worker, stored: &Stored, job_id: &JobId) -> bool {
@@ -195,7 +214,7 @@ mod tests {
     #[test]
     fn the_store_keeps_all_of_a_request_and_the_first_bytes_of_what_is_too_large_for_one() {
         let delivery = delivery(Vec::new(), 1 << 20);
-        let letter = letter(&delivery, None, ("bad_request", "too large".into()));
+        let letter = letter(&delivery, None, ("bad_request", "too large".into()), 1);
         assert_eq!(letter.payload.len(), 1 << 20, "the stream's copy is whole");
         assert_eq!(within(&letter, 1 << 20).payload.len(), 1 << 20);
         let cut = within(&letter, (1 << 20) - 1);
@@ -206,7 +225,7 @@ mod tests {
     #[test]
     fn headers_beyond_the_limit_are_left_out() {
         let headers = (0..100).map(|n| (format!("h{n:02}"), "v".repeat(1021))).collect();
-        let letter = letter(&delivery(headers, 1), None, ("not_json", "x".into()));
+        let letter = letter(&delivery(headers, 1), None, ("not_json", "x".into()), 1);
         assert_eq!(letter.headers.len(), 64);
     }
 }

@@ -44,6 +44,7 @@ use crate::{
     job as codec,
     queue::{Delivery, PULL_BYTES, Queue, ResultSink},
     run::Ports,
+    store::{self, Record},
     telemetry::{Gate, Limited, Reserved, metric},
 };
 use budget::Budget;
@@ -254,6 +255,19 @@ impl Worker {
     async fn idle(&self) {
         self.tracker.close();
         self.tracker.wait().await;
+    }
+
+    /// Makes a job known to the store, with the place of its message in the stream if it has one; the sweep runs it.
+    async fn record(&self, job: &codec::Job, stream_seq: Option<u64>) -> Result<bool, store::Error> {
+        let record = Record {
+            job_id: job.job_id.clone(),
+            thread_id: job.thread_id.clone(),
+            stream_seq,
+            multitask_strategy: job.multitask_strategy.as_str(),
+            request: serde_json::to_vec(job).expect("a job came from JSON").into(),
+            timeout: job.config.timeout().unwrap_or(self.config.job_timeout),
+        };
+        self.ports.store.record(&record).await
     }
 
     /// Resolves when a job of the thread has ended in this process.

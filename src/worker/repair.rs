@@ -11,14 +11,14 @@ use super::{
     job,
     letter::{self, stored_defect},
     report::MAX_DELIVERIES,
-    upkeep::jittered,
+    upkeep::{EARLY, jittered},
 };
 use crate::{
     ids::JobId,
     job::{Decoded, Failure, Job},
     queue::{Advisory, AdvisoryKind, Settlement, Stored},
     run::Outcome,
-    store::{self, DeadLetter, Record},
+    store::{self, DeadLetter},
     telemetry::metric,
 };
 
@@ -27,9 +27,6 @@ const AT_ONCE: usize = 64;
 
 /// Looks of one round: more messages than a consumer may have unsettled.
 const MAX_LOOKS: usize = 1000;
-
-/// Jitter lets a process come early: its own last round must not keep it from the next.
-const EARLY: f64 = 0.75;
 
 /// Time between two looks for what the broker gave up.
 const ADVISORIES_EVERY: Duration = Duration::from_secs(5);
@@ -97,13 +94,13 @@ async fn settle(
 ) -> Result<(), Error> {
     let action = match decoded {
         Decoded::Unreadable { reason, error } => {
-            letter::keep(worker, &letter::of_stored(message, None, (reason, error), 0)).await?;
+            letter::keep(worker, &letter::letter(message, None, (reason, error), 0)).await?;
             worker.queue.discard(message.stream_seq).await?;
             "buried"
         }
         Decoded::Job(job) => match known.get(&job.job_id) {
             None => {
-                record(worker, message, &job).await?;
+                worker.record(&job, Some(message.stream_seq)).await?;
                 "recorded"
             }
             Some(true) => {
@@ -123,23 +120,10 @@ async fn settle(
     Ok(())
 }
 
-/// Makes the job of a message known; the sweep runs it.
-async fn record(worker: &Worker, message: &Stored, job: &Job) -> Result<bool, Error> {
-    let record = Record {
-        job_id: job.job_id.clone(),
-        thread_id: job.thread_id.clone(),
-        stream_seq: Some(message.stream_seq),
-        multitask_strategy: job.multitask_strategy.as_str(),
-        request: serde_json::to_vec(job).expect("a job came from JSON").into(),
-        timeout: job.config.timeout().unwrap_or(worker.config.job_timeout),
-    };
-    Ok(worker.ports.store.record(&record).await?)
-}
-
 /// Removes the message of a job whose result is published; one that can never run is kept as a dead letter.
 async fn clear(worker: &Worker, message: &Stored, job: &Job, deliveries: u64) -> Result<(), Error> {
     if let Some(defect) = stored_defect(worker, &job.job_id).await? {
-        letter::keep(worker, &letter::of_stored(message, Some(job), defect, deliveries)).await?;
+        letter::keep(worker, &letter::letter(message, Some(job), defect, deliveries)).await?;
     }
     Ok(worker.queue.discard(message.stream_seq).await?)
 }
@@ -190,11 +174,11 @@ async fn given_up(worker: &Arc<Worker>, advisory: &Advisory, message: &Stored) -
         Decoded::Job(job) => *job,
         Decoded::Unreadable { error, .. } => {
             let defect = ("max_deliveries", format!("{sentence}: {error}"));
-            letter::keep(worker, &letter::of_stored(message, None, defect, deliveries)).await?;
+            letter::keep(worker, &letter::letter(message, None, defect, deliveries)).await?;
             return Ok(worker.queue.discard(message.stream_seq).await?);
         }
     };
-    record(worker, message, &job).await?;
+    worker.record(&job, Some(message.stream_seq)).await?;
     let code = MAX_DELIVERIES.to_owned();
     let failure = Failure { code, message: sentence, node: None, retryable: true };
     job::end_waiting(worker, &job, Outcome::Failed(failure)).await?;
@@ -211,23 +195,15 @@ async fn given_up(worker: &Arc<Worker>, advisory: &Advisory, message: &Stored) -
 fn terminated(worker: &Worker, advisory: &Advisory, message: Option<Stored>) -> DeadLetter {
     let defect = ("terminated", "somebody terminated the message".to_owned());
     let Some(message) = message else {
-        return DeadLetter {
-            stream: advisory.stream.clone(),
-            stream_seq: advisory.stream_seq,
-            subject: String::new(),
-            headers: Vec::new(),
-            payload: bytes::Bytes::new(),
-            job_id: None,
-            thread_id: None,
-            reason: defect.0,
-            error: format!("{}, which is gone", defect.1),
-            deliveries: advisory.deliveries,
-        };
+        let Advisory { stream, stream_seq, deliveries, .. } = advisory;
+        let (stream_seq, payload) = (*stream_seq, &bytes::Bytes::new());
+        let gone = letter::Message { stream, stream_seq, subject: "", headers: &[], payload };
+        return letter::letter(gone, None, (defect.0, format!("{}, which is gone", defect.1)), *deliveries);
     };
     let decoded = read(worker, &message.headers, &message.payload);
     let job = match &decoded {
         Decoded::Job(job) => Some(&**job),
         Decoded::Unreadable { .. } => None,
     };
-    letter::of_stored(&message, job, defect, advisory.deliveries)
+    letter::letter(&message, job, defect, advisory.deliveries)
 }

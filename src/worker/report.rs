@@ -35,7 +35,6 @@ pub(crate) fn totals(
 ) -> Totals {
     Totals {
         spent,
-        cost_usd: 0.0,
         duration_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
         steps: report.steps,
         attempts,

@@ -43,6 +43,10 @@ const RELAY_AGE: Duration = Duration::from_secs(5);
 /// Results published in one look, so that a broker that comes back after hours is not flooded.
 const RELAYED_AT_ONCE: u32 = 64;
 
+/// What a process waits of the time between two rounds of a duty: jitter lets it come early, and its own last round must
+/// not keep it from the next.
+pub(super) const EARLY: f64 = 0.75;
+
 /// Takes up what nobody runs and ends what must not run, until the process drains.
 pub(super) async fn sweep(worker: Arc<Worker>) {
     for look in 0_u32.. {

@@ -1,0 +1,84 @@
+//! Where a graph that runs stands: the graph and its place, the checkpoint it has reached, what pauses after it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::Value as Json;
+
+use super::start::JOB_STEP;
+use crate::{
+    graph::CompiledGraph,
+    ids::{CheckpointId, Namespace},
+    node::{TaskView, ToolSet},
+    pregel::{Checkpoint, Metadata, PendingWrite},
+    store::Saved,
+    value::Name,
+};
+
+/// Metadata key: the nodes of the superstep that made the checkpoint after which runs pause. The checkpoint alone
+/// does not tell, and an attempt after a crash must pause there too.
+pub(super) const PAUSED_AFTER: &str = "interrupt_after";
+
+/// Reads what stands under [`PAUSED_AFTER`].
+pub(super) fn paused_after(metadata: &Metadata) -> Vec<Name> {
+    let names = metadata.extra.get(PAUSED_AFTER).and_then(Json::as_array);
+    names.into_iter().flatten().filter_map(Json::as_str).map(Name::from).collect()
+}
+
+/// The graph that runs, and where.
+pub(super) struct Frame {
+    pub(super) graph: Arc<CompiledGraph>,
+    pub(super) tools: Arc<ToolSet>,
+    pub(super) ns: Namespace,
+    /// Checkpoints of the graphs around it, by namespace.
+    pub(super) parents: BTreeMap<String, CheckpointId>,
+    /// Most supersteps.
+    pub(super) limit: u32,
+}
+
+impl Frame {
+    /// The frame of `graph`, which the task in `view` runs under a namespace of its own, from checkpoint `from` of this
+    /// one.
+    pub(super) fn inside(
+        &self,
+        (view, from): (TaskView<'_>, &CheckpointId),
+        graph: &Arc<CompiledGraph>,
+        tools: &Arc<ToolSet>,
+    ) -> Self {
+        let mut parents = self.parents.clone();
+        parents.insert(self.ns.to_string(), from.clone());
+        let (ns, limit) = (self.ns.child(&view.node.name, view.id), graph.recursion_limit);
+        Self { graph: graph.clone(), tools: tools.clone(), ns, parents, limit }
+    }
+}
+
+/// Where a graph stands.
+pub(super) struct Position {
+    pub(super) checkpoint: Arc<Checkpoint>,
+    pub(super) step: i64,
+    /// Supersteps the job has made in this graph, earlier attempts included.
+    pub(super) job_step: u64,
+    /// Stored writes of tasks that start from the checkpoint.
+    pub(super) pending: Vec<PendingWrite>,
+    /// Channels that changed in memory only; their values are stored with the next checkpoint.
+    pub(super) carried: Vec<Name>,
+    /// Whether earlier attempts or jobs may have run tasks from here.
+    pub(super) is_known: bool,
+    /// Nodes of the superstep before after which runs pause.
+    pub(super) ran: Vec<Name>,
+}
+
+impl Position {
+    /// At a stored checkpoint.
+    pub(super) fn resumed(saved: Saved) -> Self {
+        let Saved { checkpoint, metadata, writes, .. } = saved;
+        let job_step = metadata.extra.get(JOB_STEP).and_then(Json::as_u64).unwrap_or(0);
+        let (checkpoint, step, ran) = (Arc::new(checkpoint), metadata.step, paused_after(&metadata));
+        Self { checkpoint, step, job_step, pending: writes, carried: Vec::new(), is_known: true, ran }
+    }
+
+    /// At a new checkpoint, `job_step` supersteps into the job.
+    pub(super) fn new(checkpoint: Arc<Checkpoint>, step: i64, job_step: u64) -> Self {
+        let (pending, carried, ran) = (Vec::new(), Vec::new(), Vec::new());
+        Self { checkpoint, step, job_step, pending, carried, is_known: false, ran }
+    }
+}
