@@ -11,20 +11,24 @@ use crate::{
     embedded::{self, Session},
     http,
     ids::SystemClock,
-    model::{Models, retry},
+    model::{Models, limit::ServerPool, retry},
     queue::{
         ResultSink,
         k_sink::KSink,
-        nats::{Nats, Patience},
+        nats::{Caller, Nats, Patience},
     },
     run::{Graphs, Ports},
+    secrets::Secrets,
     store::{
         postgres::PostgresStore,
         sqlite::{self, SqliteStore},
     },
-    stream::{Sink, dragonfly::Dragonfly},
-    telemetry,
-    tool::Toolbox,
+    stream::{
+        Sink,
+        dragonfly::{Dragonfly, DragonflyShelf},
+    },
+    telemetry::{self, scrub::Scrubber},
+    tool::{self, Toolbox},
     worker::{Orders, Parts, Worker},
 };
 
@@ -43,12 +47,14 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let (tracker, closing) = (TaskTracker::new(), CancellationToken::new());
     let orders = Orders::default();
     tracker.spawn(obey_signals(orders.clone(), closing.clone()));
-    let (models, toolbox) = (
-        Arc::new(Models::new(config.models.clone()).context("model settings")?),
-        Arc::new(Toolbox::new(config.tools.clone()).context("tool settings")?),
-    );
+    let (models, toolbox) =
+        (Models::new(config.models.clone()).context("model settings")?, Arc::new(toolbox(&config)?));
+    let shelf = DragonflyShelf::open(config.dragonfly.clone()).context("settings of the stream server")?;
+    let models = Arc::new(models.with_shelf(Arc::new(shelf)));
     let sink = Dragonfly::start(config.dragonfly.clone(), &tracker, closing.clone());
     let sink = sink.context("settings of the stream server")?;
+    let pool = ServerPool::open(&config.dragonfly, incarnation(&config));
+    models.share(Arc::new(pool.context("settings of the stream server")?));
     let port = config.http.port;
     let listener = http::bind(&config.http).await.with_context(|| format!("port {port} cannot be opened"))?;
     let address = listener.local_addr().context("the open port has no address")?;
@@ -76,7 +82,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let ports = Ports {
         store: store.clone(),
         models,
-        toolbox,
+        toolbox: toolbox.clone(),
         sink: sink.clone(),
         clock: Arc::new(SystemClock),
         graphs: Graphs::new(config.limits.clone()),
@@ -89,6 +95,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "ready to run jobs");
 
     worker.run().await;
+    toolbox.close().await;
     sink.flush(FLUSH_LIMIT).await;
     nats.close().await;
     store.close().await;
@@ -118,7 +125,7 @@ pub async fn embedded(
     let ports = Ports {
         store: store.clone(),
         models: Arc::new(Models::new(config.models.clone()).context("model settings")?),
-        toolbox: Arc::new(Toolbox::new(config.tools.clone()).context("tool settings")?),
+        toolbox: Arc::new(toolbox(config)?),
         sink,
         clock,
         graphs: Graphs::new(config.limits.clone()),
@@ -130,6 +137,13 @@ pub async fn embedded(
     Ok(Session { store, ports: Arc::new(ports), codec: config.job.clone(), notify })
 }
 
+/// The tools, with the secrets that they may ask for and a connection for those that are subjects.
+pub(crate) fn toolbox(config: &Config) -> anyhow::Result<Toolbox> {
+    let secrets = Secrets::new(config.secrets.clone(), Scrubber::process());
+    let toolbox = Toolbox::new(tool::Config { secrets, ..config.tools.clone() }).context("tool settings")?;
+    Ok(toolbox.with_broker(Arc::new(Caller::new(config.nats.clone()))))
+}
+
 /// Waits for the database, then for the broker; both may come up after this process.
 async fn connect(config: &Config) -> anyhow::Result<(Arc<PostgresStore>, Arc<Nats>)> {
     let store = Arc::new(connect_store(config).await?);
@@ -137,10 +151,14 @@ async fn connect(config: &Config) -> anyhow::Result<(Arc<PostgresStore>, Arc<Nat
     Ok((store, Arc::new(nats)))
 }
 
+/// One incarnation of a process: a pod that restarts under the same name must not renew old claims.
+fn incarnation(config: &Config) -> String {
+    format!("{}/{}", config.worker.pod, uuid::Uuid::new_v4())
+}
+
 /// The database may come up after this process.
 async fn connect_store(config: &Config) -> anyhow::Result<PostgresStore> {
-    // One incarnation of a process: a pod that restarts under the same name must not renew old claims.
-    let owner = format!("{}/{}", config.worker.pod, uuid::Uuid::new_v4());
+    let owner = incarnation(config);
     loop {
         match PostgresStore::migrate(&config.postgres).await {
             Ok(()) => return PostgresStore::open(&config.postgres, &owner).context("database settings"),

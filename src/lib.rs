@@ -14,6 +14,7 @@ pub mod run;
 pub mod node;
 pub mod tool;
 pub mod model;
+pub mod secrets;
 pub mod stream;
 pub mod store;
 pub mod job;
@@ -22,3 +23,7 @@ pub mod graph;
 pub mod value;
 pub mod ids;
 pub mod telemetry;
+
+#[cfg(test)]
+#[path = "../dev/packages.rs"]
+mod packages;

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{
     columns,
     error::{Error, Exit},
+    listing::Listing,
     request,
 };
 use crate::{
@@ -78,18 +79,11 @@ struct Put {
 
 #[derive(Debug, Args)]
 struct List {
-    /// Only names that start so
-    #[arg(long, default_value = "", hide_default_value = true)]
-    prefix: String,
-    /// Go on behind this name
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    after: String,
+    #[command(flatten)]
+    listing: Listing,
     /// Most names
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
-    /// Print one JSON object per line
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -120,11 +114,10 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> Result<Exit, 
     let store = connect(config).await?;
     let done = match &arguments.command {
         Command::Put(arguments) => put(config, &store, arguments).await,
-        Command::List(arguments) => {
-            let (prefix, after) = (arguments.prefix.clone(), arguments.after.clone());
-            let filter = AgentFilter { name: None, prefix, after };
-            let found = store.agents(&filter, arguments.limit).await?;
-            print(&found, arguments.json).map(|()| Exit::Success).map_err(Error::from)
+        Command::List(List { listing: Listing { prefix, after, json }, limit }) => {
+            let filter = AgentFilter { name: None, prefix: prefix.clone(), after: after.clone() };
+            let found = store.agents(&filter, *limit).await?;
+            print(&found, *json).map(|()| Exit::Success).map_err(Error::from)
         }
         Command::Get(arguments) => get(&store, arguments).await,
         Command::Versions(arguments) => versions(&store, arguments).await,

@@ -174,7 +174,7 @@ impl Error {
             // Whoever read has read enough, as `head` does.
             return Exit::Success;
         }
-        eprintln!("error: {}", self.line());
+        eprintln!("error: {}", telemetry::scrub::Scrubber::process().report(&self.line()));
         if let Some(hint) = self.hint() {
             eprintln!("hint: {hint}");
         }

@@ -106,6 +106,15 @@ fn line(event: &Json) -> Option<String> {
             let again = if data["supersedes"].is_object() { "; text after that may come again" } else { "" };
             format!("▶ attempt {}{}{again}", shown(&data["attempt"]), resumed.unwrap_or_default())
         }
+        "on_llm_retry" => {
+            let (reason, model) = (shown(&data["reason"]), shown(&data["model"]));
+            let again = if data["had_text"] == true { "; the text above is void" } else { "" };
+            format!(
+                "↻ {} asks {model} again, attempt {}: {reason}{again}",
+                origin(event),
+                shown(&data["attempt"])
+            )
+        }
         "on_tool_start" => {
             format!("→ {} calls {} {}", origin(event), shown(&data["tool_name"]), shown(&data["tool_input"]))
         }
@@ -194,6 +203,12 @@ mod tests {
         let text = painted(&[
             event("on_attempt_start", json!({"attempt": 1, "resumed_from": null})),
             event("on_state_update", json!({"messages": [{}], "step": -1})),
+            event("on_llm_stream", json!({"token": "I wo", "message_id": "m0"})),
+            event(
+                "on_llm_retry",
+                json!({"attempt": 2, "reason": "MODEL_UNAVAILABLE", "superseded_message_id": "m0",
+                    "had_text": true, "provider": "openai", "model": "gpt-4o-mini", "wait_ms": 20}),
+            ),
             event("on_llm_stream", json!({"token": "I will ", "message_id": "m1"})),
             event("on_llm_stream", json!({"token": "ask.", "message_id": "m1"})),
             event("on_tool_start", json!({"tool_name": "task", "tool_input": {"description": "look"}})),
@@ -208,6 +223,8 @@ mod tests {
         expect_test::expect![[r#"
             ▶ attempt 1
             · superstep -1: 1 messages, 0 files
+            main: I wo
+            ↻ main asks gpt-4o-mini again, attempt 2: MODEL_UNAVAILABLE; the text above is void
             main: I will ask.
             → main calls task {"description":"look"}
             tools › agent: found

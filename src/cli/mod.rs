@@ -13,6 +13,7 @@ mod drain;
 mod error;
 mod events;
 mod graph;
+mod listing;
 mod migrate;
 mod probe;
 mod progress;
@@ -177,7 +178,9 @@ impl Settings {
     fn load(self, flags: Vec<(String, String)>) -> Result<Config, Error> {
         let level = self.log_level.map(|level| ("LOG_LEVEL".to_owned(), level));
         let flags = self.set.into_iter().chain(level).chain(flags).collect();
-        Ok(Config::load(&Sources::from_process(flags, self.config))?)
+        let config = Config::load(&Sources::from_process(flags, self.config))?;
+        config.teach(telemetry::scrub::Scrubber::process());
+        Ok(config)
     }
 
     /// The settings of a command whose answer is on standard output; logs go to standard error.

@@ -137,6 +137,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> Result<Exit, 
         Ok(done) => screen::state(&session.store, &thread_id, &done.outcome, format).await,
         Err(_) => Ok(()),
     };
+    session.ports.toolbox.close().await;
     session.store.close().await;
     if is_kept {
         hint(&ended, arguments, &thread_id);

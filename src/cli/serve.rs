@@ -38,6 +38,9 @@ pub(super) async fn run(config: Config) -> Result<Exit, Error> {
         let (variable, reason) = (&suspect.name, &suspect.message);
         tracing::warn!(%variable, %reason, "the environment has a name that looks like a setting");
     }
+    for variable in config.unrecognisable() {
+        tracing::warn!(%variable, "a secret is so short or so plain that it cannot be kept out of texts that quote it");
+    }
     let served = Box::pin(app::serve(config)).await;
     if let Err(error) = &served {
         // The log is what an operator of a pod sees; standard error may go elsewhere.

@@ -9,7 +9,10 @@ mod print;
 use clap::{Args, Subcommand};
 use uuid::Uuid;
 
-use super::error::{Error, Exit};
+use super::{
+    error::{Error, Exit},
+    listing::Listing,
+};
 use crate::{
     config::Config,
     ids::{CheckpointId, Namespace, ThreadId},
@@ -63,18 +66,11 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct List {
-    /// Only ids that start so
-    #[arg(long, default_value = "", hide_default_value = true)]
-    prefix: String,
-    /// Go on behind this id
-    #[arg(long, value_name = "ID", default_value = "", hide_default_value = true)]
-    after: String,
+    #[command(flatten)]
+    listing: Listing,
     /// Most threads
     #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
-    /// Print one JSON object per line
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -140,10 +136,9 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> Result<Exit, 
 
 async fn dispatch(config: &Config, store: &PostgresStore, command: &Command) -> Result<(), Error> {
     match command {
-        Command::List(arguments) => {
-            let (prefix, after) = (arguments.prefix.clone(), arguments.after.clone());
-            let filter = ThreadFilter { id: None, prefix, after };
-            print::list(&store.threads(&filter, arguments.limit).await?, arguments.json)?;
+        Command::List(List { listing: Listing { prefix, after, json }, limit }) => {
+            let filter = ThreadFilter { id: None, prefix: prefix.clone(), after: after.clone() };
+            print::list(&store.threads(&filter, *limit).await?, *json)?;
         }
         Command::Show(One { thread, json }) => {
             let (view, graphs) = (known(store, thread).await?, store.graphs(thread).await?);

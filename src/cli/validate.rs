@@ -12,6 +12,7 @@ use super::{
     request::{self, Found, not_looked_up},
 };
 use crate::{
+    app,
     config::Config,
     graph,
     run::{self, Rejected},
@@ -41,7 +42,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(config: &Config, arguments: &Arguments) -> Result<Exit, Error> {
     let mut out = std::io::stdout();
-    let toolbox = Toolbox::new(config.tools.clone()).map_err(|error| Error::App(error.into()))?;
+    let toolbox = app::toolbox(config).map_err(Error::App)?;
     if arguments.schema {
         writeln!(out, "{:#}", graph::definition_schema())?;
         return Ok(Exit::Success);
@@ -56,6 +57,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> Result<Exit, 
             exit = Exit::Error;
         }
     }
+    toolbox.close().await;
     Ok(exit)
 }
 
@@ -98,11 +100,11 @@ async fn check(
         Found::Graph(graph) => graph,
         other @ (Found::Refers(_) | Found::Stored) => return Ok(other),
     };
-    let details = run::check_packages(&graph, toolbox).await;
+    let details = run::check_tools_here(&graph, toolbox).await;
     if details.is_empty() {
         return Ok(Found::Graph(graph));
     }
-    Err(Rejected { message: "a script of the agent definition cannot be run here".to_owned(), details })
+    Err(Rejected { message: "a tool of the agent definition cannot be used here".to_owned(), details })
 }
 
 /// The same for programs: `{"file", "valid", …}` with what the graph will do, or with the mistakes.

@@ -1,9 +1,12 @@
 //! From resolved settings to each module's own `Config`, with the relations between them checked.
 
+mod secret;
+
 use std::{
     collections::{BTreeSet, HashMap},
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,7 +14,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::{
-    Config, Problem, render,
+    Config, Problem, known, mcp, providers, render,
     resolve::{Settings, Source},
     table,
     value::Value,
@@ -19,6 +22,7 @@ use super::{
 use crate::{
     graph, http, job, model,
     queue::nats,
+    secrets::Secrets,
     store::{self, postgres},
     stream,
     stream::dragonfly,
@@ -80,14 +84,14 @@ impl Settings {
         u16::try_from(self.count(name)).expect("the table's limits fit")
     }
 
-    fn span(&self, name: &str) -> Duration {
+    pub(super) fn span(&self, name: &str) -> Duration {
         let Some(Value::Span(span)) = self.value(name) else {
             unreachable!("{name} is no time with a default")
         };
         *span
     }
 
-    fn list(&self, name: &str) -> Vec<String> {
+    pub(super) fn list(&self, name: &str) -> Vec<String> {
         match self.value(name) {
             Some(Value::List(items)) => items.clone(),
             None => Vec::new(),
@@ -95,7 +99,7 @@ impl Settings {
         }
     }
 
-    fn path(&self, name: &str) -> Option<PathBuf> {
+    pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
         let Value::Path(path) = self.value(name)? else { unreachable!("{name} is not declared as a path") };
         Some(path.clone())
     }
@@ -105,7 +109,7 @@ impl Settings {
         Some(url.clone())
     }
 
-    fn member(&self, variable: &str) -> Option<String> {
+    pub(super) fn member(&self, variable: &str) -> Option<String> {
         self.members.get(variable)?.text.clone()
     }
 }
@@ -123,8 +127,10 @@ pub(super) fn compose(settings: &Settings, mut problems: Vec<Problem>) -> Result
         postgres: postgres(settings),
         dragonfly,
         tokens: tokens(settings),
-        models: models(settings),
+        models: models(settings, &mut problems),
         tools: tools(settings, &mut problems),
+        secrets: secret::compose(settings, &mut problems),
+        known_secrets: known::secrets(settings),
         limits: limits(settings),
         public_url: settings.address("PUBLIC_URL"),
         quiet: *settings.source("LOG_LEVEL") == Source::Default,
@@ -294,10 +300,10 @@ fn tokens(settings: &Settings) -> stream::TokenConfig {
     }
 }
 
-fn models(settings: &Settings) -> model::Config {
+fn models(settings: &Settings, problems: &mut Vec<Problem>) -> model::Config {
     let address =
         |name: &str| settings.address(name).map(|url| url.as_str().trim_end_matches('/').to_owned());
-    let openai = model::Provider::openai(settings.secret("OPENAI_API_KEY"), address("OPENAI_BASE_URL"));
+    let mut openai = model::Provider::openai(settings.secret("OPENAI_API_KEY"), address("OPENAI_BASE_URL"));
     let mut config = model::Config {
         allowed_hosts: settings.list("MODEL_ALLOWED_HOSTS"),
         scripted_dir: settings.path("SCRIPTED_MODELS_DIR"),
@@ -308,20 +314,33 @@ fn models(settings: &Settings) -> model::Config {
             call: settings.span("MODEL_CALL_TIMEOUT_SECONDS"),
         },
         max_concurrent: settings.size("MODEL_MAX_CONCURRENT"),
+        prices: Arc::new(providers::prices(settings, problems)),
+        cache: model::CacheConfig {
+            enabled: settings.flag("MODEL_CACHE"),
+            namespace: settings.text("MODEL_CACHE_NAMESPACE"),
+            max_bytes: settings.size("MODEL_CACHE_MAX_BYTES"),
+            max_ttl: settings.span("MODEL_CACHE_MAX_TTL_SECONDS"),
+        },
+        breaker: model::breaker::Config {
+            failures: u32::try_from(settings.count("MODEL_BREAKER_FAILURES")).expect("at most 1,000,000"),
+            open: settings.span("MODEL_BREAKER_SECONDS"),
+        },
         ..model::Config::default()
     };
+    let limits = |provider: &str| {
+        providers::limits(|suffix| Some(settings.count(&format!("{provider}{suffix}")).to_string()))
+    };
+    openai.limits = limits("OPENAI");
+    let mut anthropic =
+        model::Provider::anthropic(settings.secret("ANTHROPIC_API_KEY"), address("ANTHROPIC_BASE_URL"));
+    anthropic.limits = limits("ANTHROPIC");
     config.providers.insert("openai".to_owned(), openai);
+    config.providers.insert("anthropic".to_owned(), anthropic);
     for name in settings.list("MODEL_PROVIDERS") {
-        let [base_url, key] =
-            ["_BASE_URL", "_API_KEY"].map(|suffix| variable("MODEL_PROVIDERS", suffix, &name));
         // Resolve has refused a provider without an address.
-        let Some(base_url) = settings.member(&base_url) else { continue };
-        let provider = model::Provider {
-            base_url,
-            key: settings.member(&key).map(SecretString::from),
-            key_variable: key,
-        };
-        config.providers.insert(name, provider);
+        if let Some(provider) = providers::provider(settings, &name, problems) {
+            config.providers.insert(name, provider);
+        }
     }
     config
 }
@@ -332,20 +351,32 @@ fn tools(settings: &Settings, problems: &mut Vec<Problem>) -> tool::Config {
         problems.push(Problem::new("HTTP_TOOL_ALLOWED_HOSTS", format!("cannot be used: {error}")));
         tool::AllowedHosts::default()
     });
-    let secret = |name: String| {
-        // Resolve has refused a secret without a value.
-        let value = settings.member(&variable("HTTP_TOOL_SECRETS", "", &name))?;
-        Some((name, value.into()))
-    };
     tool::Config {
         allowed_hosts,
         allow_private: settings.flag("HTTP_TOOL_ALLOW_PRIVATE"),
-        secrets: settings.list("HTTP_TOOL_SECRETS").into_iter().filter_map(secret).collect(),
+        // Whoever composes the process has them.
+        secrets: Secrets::default(),
         max_timeout: settings.span("HTTP_TOOL_TIMEOUT_SECONDS"),
         max_response_bytes: settings.count("HTTP_TOOL_MAX_RESPONSE_BYTES"),
         max_concurrent: settings.size("TOOL_MAX_CONCURRENT"),
         scripts: scripts(settings),
+        mcp: mcp::servers(settings, problems),
+        nats: nats_tools(settings, problems),
+        search: tool::SearchConfig {
+            url: settings.address("WEB_SEARCH_URL").expect("the table gives a default"),
+            key: settings.secret("WEB_SEARCH_API_KEY"),
+            timeout: settings.span("WEB_SEARCH_TIMEOUT_SECONDS"),
+        },
     }
+}
+
+fn nats_tools(settings: &Settings, problems: &mut Vec<Problem>) -> tool::nats::NatsConfig {
+    let (allowed, own) = (settings.list("NATS_TOOL_SUBJECTS"), nats(settings).own_subjects());
+    let subjects = tool::AllowedSubjects::new(allowed, own).unwrap_or_else(|error| {
+        problems.push(Problem::new("NATS_TOOL_SUBJECTS", format!("cannot be used: {error}")));
+        tool::AllowedSubjects::default()
+    });
+    tool::nats::NatsConfig { subjects, timeout: settings.span("NATS_TOOL_TIMEOUT_SECONDS") }
 }
 
 fn scripts(settings: &Settings) -> tool::ScriptConfig {
@@ -380,7 +411,7 @@ fn limits(settings: &Settings) -> graph::Limits {
 }
 
 /// The variable of a family for one name.
-fn variable(list: &str, suffix: &str, name: &str) -> String {
+pub(super) fn variable(list: &str, suffix: &str, name: &str) -> String {
     let mut families = table::FAMILIES.iter();
     let family = families.find(|family| family.list == list && family.suffix == suffix);
     family.expect("compose asks only for families of the table").variable(name)

@@ -4,6 +4,9 @@
 //! **Invariant:** no error and no rendering shows a secret.
 
 mod compose;
+mod known;
+mod mcp;
+mod providers;
 mod render;
 mod resolve;
 mod table;
@@ -17,14 +20,17 @@ pub use resolve::Sources;
 
 use std::{fmt, path::PathBuf};
 
+use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
 use crate::{
     graph, http, job, model,
     queue::nats,
+    secrets,
     store::postgres,
     stream::{TokenConfig, dragonfly},
-    telemetry, tool, worker,
+    telemetry::{self, scrub},
+    tool, worker,
 };
 
 /// Every setting of every part of the program.
@@ -50,6 +56,8 @@ pub struct Config {
     pub models: model::Config,
     /// Tools.
     pub tools: tool::Config,
+    /// Secrets of definitions.
+    pub secrets: secrets::Config,
     /// How large a definition may be.
     pub limits: graph::Limits,
     /// Where readers of large results find this service; without it their `dataref` names the pod itself.
@@ -58,6 +66,8 @@ pub struct Config {
     pub state_folder: Option<PathBuf>,
     /// Nobody has said how much to log.
     quiet: bool,
+    /// Every value that must not be shown, with the setting it is in.
+    known_secrets: Vec<(String, SecretString)>,
     rendered: String,
     suspects: Vec<Problem>,
 }
@@ -119,6 +129,21 @@ impl Config {
             log_target: telemetry::LogTarget::Stderr,
             otlp: None,
         }
+    }
+
+    /// Tells `scrubber` every secret of the settings.
+    pub fn teach(&self, scrubber: &scrub::Scrubber) {
+        scrubber.keep(self.known_secrets.iter().map(|(_, value)| value.expose_secret()));
+    }
+
+    /// The settings whose secrets are too short or too plain to be found in texts.
+    pub fn unrecognisable(&self) -> impl Iterator<Item = &str> {
+        let is_plain = |(_, value): &&(String, SecretString)| !scrub::is_recognisable(value.expose_secret());
+        self.known_secrets
+            .iter()
+            .filter(is_plain)
+            .map(|(name, _)| name.as_str())
+            .filter(|name| !name.is_empty())
     }
 
     /// The settings as they hold, secrets masked, each with where it comes from.

@@ -13,11 +13,15 @@ use super::{
     unknown::{Known, is_service_link},
     value::Value,
 };
+use crate::telemetry::scrub::is_sensitive;
 
 /// Names the file of settings.
 pub(super) const FILE_VARIABLE: &str = "AGENT_EXECUTOR_CONFIG";
 /// Largest file of settings, or of one secret; more is the wrong file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Variables that say nothing but where programs, homes and times are.
+const BASICS: [&str; 9] = ["HOME", "LANG", "LC_ALL", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER"];
 
 /// All that settings are read from; tests bring their own.
 #[derive(Clone, Debug, Default)]
@@ -76,8 +80,12 @@ pub(super) struct Settings {
     pub(super) members: BTreeMap<String, Member>,
     /// Names in the environment that look like settings and are none, and why.
     pub(super) suspects: Vec<Problem>,
+    /// Values in the environment whose names say that they are secret, whoever reads them.
+    pub(super) secrets_beside: Vec<String>,
     /// Where this person's programs keep their state.
     pub(super) state_folder: Option<PathBuf>,
+    /// What every program needs of the environment, and nothing that is ours.
+    pub(super) basics: Vec<(String, String)>,
 }
 
 /// A setting of a family as it holds.
@@ -86,6 +94,8 @@ pub(super) struct Member {
     pub(super) family: &'static Family,
     pub(super) text: Option<String>,
     pub(super) source: Source,
+    /// The file that holds the value, when it is not in the setting itself.
+    pub(super) file: Option<PathBuf>,
 }
 
 /// One place values are looked up in.
@@ -98,6 +108,7 @@ struct Level {
 struct Found {
     text: String,
     source: Source,
+    file: Option<PathBuf>,
 }
 
 /// Resolves every setting of the table. What cannot be read has its default, so that the rest can be checked.
@@ -116,7 +127,15 @@ pub(super) fn resolve(sources: &Sources) -> (Settings, Vec<Problem>) {
     let [flags, _, file] = &levels;
     known.refuse(flags.values.keys().chain(file.values.keys()), &mut problems);
     let suspects = known.look_through(&sources.environment, &mut problems);
-    (Settings { all, members, suspects, state_folder: state_folder(&sources.environment) }, problems)
+    let secret = sources.environment.iter().filter(|(name, _)| is_sensitive(name));
+    let secrets_beside = secret.map(|(_, value)| value.clone()).collect();
+    let (state_folder, basics) = (state_folder(&sources.environment), basics(&sources.environment));
+    (Settings { all, members, suspects, secrets_beside, state_folder, basics }, problems)
+}
+
+fn basics(environment: &HashMap<String, String>) -> Vec<(String, String)> {
+    let given = BASICS.iter().filter_map(|name| Some(((*name).to_owned(), environment.get(*name)?.clone())));
+    given.collect()
 }
 
 /// As the XDG base directories say: a relative path is no path, and without a home there is no such folder.
@@ -136,7 +155,7 @@ fn effective(
     let found = levels.iter().find_map(|level| lookup(level, &names, setting.secret, path, problems));
     let default =
         || setting.default.map(|text| setting.kind.parse(text).expect("a test checks every default"));
-    let Some(Found { text, source }) = found else {
+    let Some(Found { text, source, .. }) = found else {
         let source = if setting.default.is_some() { Source::Default } else { Source::Unset };
         return Effective { setting, text: setting.default.map(str::to_owned), value: default(), source };
     };
@@ -167,12 +186,14 @@ fn lookup(
                     .push(Problem::new(name, format!("is set together with {file_name}; set one of them")));
             }
             (Some(text), None) => {
-                return Some(Found { text: text.clone(), source: (level.source)(name, path) });
+                let source = (level.source)(name, path);
+                return Some(Found { text: text.clone(), source, file: None });
             }
             (None, Some(secret_path)) => match read_limited(Path::new(secret_path)) {
                 Ok(text) => {
                     let text = text.trim_end_matches(['\r', '\n']).to_owned();
-                    return Some(Found { text, source: (level.source)(&file_name, path) });
+                    let file = Some(PathBuf::from(secret_path));
+                    return Some(Found { text, source: (level.source)(&file_name, path), file });
                 }
                 Err(error) => problems.push(Problem::new(&file_name, format!("cannot be read: {error}"))),
             },
@@ -278,19 +299,19 @@ fn member(
     found: Option<Found>,
     problems: &mut Vec<Problem>,
 ) -> Member {
-    let Some(Found { text, source }) = found else {
+    let Some(Found { text, source, file }) = found else {
         if family.required {
             problems.push(Problem::new(variable, format!("is not set, but {} asks for it", family.list)));
         }
-        return Member { family, text: None, source: Source::Unset };
+        return Member { family, text: None, source: Source::Unset, file: None };
     };
     if let Err(expected) = family.kind.parse(&text) {
         problems.push(Problem::new(variable, format!("must be {expected}")));
     }
-    Member { family, text: Some(text), source }
+    Member { family, text: Some(text), source, file }
 }
 
-fn read_limited(path: &Path) -> std::io::Result<String> {
+pub(super) fn read_limited(path: &Path) -> std::io::Result<String> {
     if std::fs::metadata(path)?.len() > MAX_FILE_BYTES {
         return Err(std::io::Error::other(format!("it is larger than {MAX_FILE_BYTES} bytes")));
     }

@@ -10,7 +10,15 @@ use super::{
     table::{Setting, TABLE},
     value::Kind,
 };
-use crate::{model, queue::nats, store::postgres, stream, worker};
+use crate::{
+    graph::ModelApi,
+    model::{self, Auth, Dialect, Quirk},
+    queue::nats,
+    store::postgres,
+    stream,
+    telemetry::scrub,
+    worker,
+};
 
 fn environment(pairs: &[(&str, &str)]) -> Sources {
     let environment: HashMap<_, _> =
@@ -59,7 +67,10 @@ fn sample(setting: &Setting) -> String {
     match (setting.name, setting.kind, setting.default) {
         ("OTEL_EXPORTER_OTLP_HEADERS", ..) => "authorization=Bearer hunter2,x-team=a=b".to_owned(),
         ("MODEL_PROVIDERS", ..) => "acme".to_owned(),
-        ("HTTP_TOOL_SECRETS", ..) => "crm".to_owned(),
+        ("MCP_SERVERS", ..) => "files".to_owned(),
+        ("HTTP_TOOL_SECRETS" | "SECRETS_NAMED", ..) => "crm".to_owned(),
+        ("MODEL_PRICES_FILE", ..) => concat!(env!("CARGO_MANIFEST_DIR"), "/src/model/prices.toml").to_owned(),
+        ("SECRETS_ALLOWED", ..) => "billing-*=crm+stripe, stored:*=ops".to_owned(),
         (_, _, Some(default)) if !default.is_empty() => default.to_owned(),
         (_, Kind::Address(schemes), _) => format!("{}://host:1234", schemes[0]),
         (_, Kind::List, _) => "a.example.com, b.example.com".to_owned(),
@@ -74,7 +85,18 @@ fn every_setting_is_read_as_the_kind_it_is_declared_as() {
     let families = [
         ("MODEL_PROVIDER_ACME_BASE_URL", "https://acme.example.com"),
         ("MODEL_PROVIDER_ACME_API_KEY", "hunter2"),
+        ("MODEL_PROVIDER_ACME_API", "responses"),
+        ("MODEL_PROVIDER_ACME_AUTH", "bearer"),
+        ("MODEL_PROVIDER_ACME_QUERY", "a=b"),
+        ("MODEL_PROVIDER_ACME_QUIRKS", "strict_tools"),
+        ("MODEL_PROVIDER_ACME_RPM", "60"),
+        ("MODEL_PROVIDER_ACME_TPM", "0"),
+        ("MODEL_PROVIDER_ACME_MAX_CONCURRENT", "5"),
         ("HTTP_TOOL_SECRET_CRM", "hunter2"),
+        ("SECRET_CRM", "hunter2"),
+        ("VAULT_AUTH_ROLE", "executor"),
+        ("MCP_SERVER_FILES_COMMAND", "mcp-files"),
+        ("MCP_SERVER_FILES_ENV", "TOKEN=hunter2"),
     ];
     let mut all = environment(&families);
     for setting in TABLE {
@@ -87,7 +109,9 @@ fn every_setting_is_read_as_the_kind_it_is_declared_as() {
         all.environment.insert(setting.name.to_owned(), sample(setting));
     }
     let config = Config::load(&all).expect("the samples go together");
-    assert!(!config.rendered().contains("# not set"), "{}", config.rendered());
+    // A server has a program or an address, and its limits have defaults of their own.
+    let unset = config.rendered().lines().filter(|line| line.contains("# not set"));
+    assert!(unset.into_iter().all(|line| line.starts_with("#MCP_SERVER_FILES_")), "{}", config.rendered());
     assert!(!config.rendered().contains("hunter2"), "{}", config.rendered());
     assert_eq!(
         shown(&config, "MODEL_PROVIDER_ACME_API_KEY"),
@@ -96,6 +120,26 @@ fn every_setting_is_read_as_the_kind_it_is_declared_as() {
     let otlp = config.telemetry.otlp.expect("it is set");
     assert_eq!(otlp.headers["authorization"], "Bearer hunter2");
     assert_eq!(otlp.headers["x-team"], "a=b");
+    let limits = config.models.providers["acme"].limits;
+    assert_eq!(
+        (limits.requests_per_minute, limits.tokens_per_minute, limits.concurrent),
+        (Some(60), None, Some(5)),
+        "0 is no limit"
+    );
+}
+
+#[test]
+fn a_table_of_prices_is_read_at_the_start_or_stops_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let with = |text: &str| {
+        let path = file(&folder, "prices.toml", text).display().to_string();
+        Config::load(&environment(&[("MODEL_PRICES_FILE", &path)]))
+    };
+    let row = "[[price]]\nprovider = \"azure\"\nmodels = [\"*\"]\ninput = 1\n";
+    let config = with(&format!("{row}output = 2\n")).expect("valid");
+    assert!(config.models.prices.of("azure", "anything").is_some());
+    let error = with(row).expect_err("incomplete").to_string();
+    assert!(error.contains("MODEL_PRICES_FILE cannot be used: ") && error.contains("`output`"), "{error}");
 }
 
 #[test]
@@ -162,6 +206,48 @@ fn everything_wrong_is_named_at_once_and_no_secret_is_shown() {
 }
 
 #[test]
+fn rules_and_vault_are_checked_at_the_start() {
+    let text = refused(&environment(&[("SECRETS_ALLOWED", "billing"), ("VAULT_ADDR", "https://vault:8200")]));
+    expect![[r#"
+        2 settings cannot be used
+          SECRETS_ALLOWED cannot be used: "billing" is no rule; write DEFINITION=SECRET, or stored:DEFINITION=SECRET+SECRET
+          VAULT_AUTH_ROLE is not set, nor is VAULT_TOKEN, but VAULT_ADDR asks for one of them"#]]
+    .assert_eq(&text);
+    assert!(load(&[("VAULT_ADDR", "https://vault:8200")]).secrets.vault.is_none());
+}
+
+#[test]
+fn every_secret_of_the_settings_is_known_to_the_scrubber() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let creds = file(&folder, "user.creds", "-----BEGIN X-----\nSUAIBDPBAUTWCWBKIO6XHQNINK\n");
+    let config = load(&[
+        ("OPENAI_API_KEY", "sk-Plant3d-key"),
+        ("DATABASE_URL", "postgres://u:Plant3d%2Fdb@h/db"),
+        ("NATS_URL", "nats://Plant3d-nats@h:4222"),
+        ("NATS_CREDS_FILE", &creds.display().to_string()),
+        ("REDIS_PASSWORD", "short"),
+        ("K_SINK", "http://h/x?key=Plant3d-sink"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer Plant3d-otlp,x-team=a"),
+        ("SOMEBODYS_API_KEY", "Plant3d-beside"),
+    ]);
+    let scrubber = scrub::Scrubber::default();
+    config.teach(&scrubber);
+    for secret in [
+        "sk-Plant3d-key",
+        "Plant3d%2Fdb",
+        "Plant3d/db",
+        "Plant3d-nats",
+        "SUAIBDPBAUTWCWBKIO6XHQNINK",
+        "Plant3d-sink",
+        "Plant3d-otlp",
+        "Plant3d-beside",
+    ] {
+        assert_eq!(scrubber.text(secret), scrub::REDACTED, "{secret}");
+    }
+    assert_eq!(Vec::from_iter(config.unrecognisable()), ["DRAGONFLY_PASSWORD", "OTEL_EXPORTER_OTLP_HEADERS"]);
+}
+
+#[test]
 fn a_file_that_is_not_toml_is_named_with_its_line_and_without_its_text() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = file(&folder, "settings.toml", "port = 1\nopenai_api_key = hunter2\n");
@@ -186,7 +272,9 @@ fn secrets_come_from_files_and_are_masked() {
     ]);
     let openai = &config.models.providers["openai"].key;
     assert_eq!(openai.as_ref().expect("it is set").expose_secret(), "sk-hunter2");
-    assert_eq!(config.tools.secrets["crm-key"].expose_secret(), "sk-hunter2");
+    assert!(
+        matches!(&config.secrets.given["crm-key"], crate::secrets::Given::File(path) if path.display().to_string() == key)
+    );
     assert_eq!(config.dragonfly.url.expose_secret(), "redis://:hunter2@localhost:6379");
     assert!(!config.rendered().contains("hunter2"), "{}", config.rendered());
     assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
@@ -307,4 +395,47 @@ fn state_is_kept_below_the_home_unless_its_owner_says_where() {
     assert_eq!(folder(&[home, ("XDG_STATE_HOME", "/s")]).as_deref(), Some("/s/agent-executor"));
     assert_eq!(folder(&[home, ("XDG_STATE_HOME", "s")]), folder(&[home]), "a relative path is no path");
     assert_eq!(folder(&[]), None);
+}
+
+#[test]
+fn a_named_provider_is_what_its_settings_say() {
+    let config = load(&[
+        ("MODEL_PROVIDERS", "azure,gate,plain"),
+        ("MODEL_PROVIDER_AZURE_BASE_URL", "https://a.example.com/openai/deployments/gpt"),
+        ("MODEL_PROVIDER_AZURE_AUTH", "api-key"),
+        ("MODEL_PROVIDER_AZURE_API", "responses"),
+        ("MODEL_PROVIDER_AZURE_QUERY", "api-version=2024-10-21, x=1"),
+        ("MODEL_PROVIDER_AZURE_QUIRKS", "max_completion_tokens,no_stream_options"),
+        ("MODEL_PROVIDER_GATE_BASE_URL", "https://gate.example.com"),
+        ("MODEL_PROVIDER_GATE_API", "anthropic"),
+        ("MODEL_PROVIDER_PLAIN_BASE_URL", "http://vllm:8000/v1"),
+    ]);
+    let providers = &config.models.providers;
+    assert_eq!(providers.keys().collect::<Vec<_>>(), ["anthropic", "azure", "gate", "openai", "plain"]);
+    let what = |name: &str| (providers[name].dialect, providers[name].auth);
+    assert_eq!(what("azure"), (Dialect::OpenAi(ModelApi::Responses), Auth::ApiKey));
+    assert_eq!(what("gate"), (Dialect::Anthropic, Auth::XApiKey));
+    assert_eq!(what("plain"), (Dialect::OpenAi(ModelApi::ChatCompletions), Auth::Bearer));
+    let azure = &providers["azure"];
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(azure.query, [pair("api-version", "2024-10-21"), pair("x", "1")]);
+    assert_eq!(azure.quirks, [Quirk::MaxCompletionTokens, Quirk::NoStreamOptions].into());
+    assert_eq!(azure.key_variable, "MODEL_PROVIDER_AZURE_API_KEY");
+    assert!(providers["plain"].quirks.is_empty() && providers["plain"].query.is_empty());
+}
+
+#[test]
+fn what_is_wrong_with_a_named_provider_is_said() {
+    let text = refused(&environment(&[
+        ("MODEL_PROVIDERS", "x"),
+        ("MODEL_PROVIDER_X_BASE_URL", "http://x"),
+        ("MODEL_PROVIDER_X_API", "grpc"),
+        ("MODEL_PROVIDER_X_QUERY", "version"),
+        ("MODEL_PROVIDER_X_QUIRKS", "odd"),
+    ]));
+    expect![[r#"
+        3 settings cannot be used
+          MODEL_PROVIDER_X_API must be one of chat_completions, responses, anthropic
+          MODEL_PROVIDER_X_QUERY must be name=value,…, and "version" is not
+          MODEL_PROVIDER_X_QUIRKS has no "odd"; there are max_completion_tokens, no_stream_options, no_response_format, strict_tools"#]].assert_eq(&text);
 }

@@ -17,13 +17,14 @@ const SHORT: usize = 6;
 const MOST_SLIPS: usize = 2;
 
 /// How names of ours begin. `OTEL_` and `LOG_` are everybody's.
-const OURS: [&str; 15] = [
+const OURS: [&str; 16] = [
     "AGENT_EXECUTOR_",
     "ANTHROPIC_",
     "CLOUDEVENT_",
     "DRAGONFLY_",
     "HTTP_TOOL_",
     "MAX_DEFINITION_",
+    "MCP_",
     "MODEL_",
     "NATS_",
     "OPENAI_",

@@ -143,11 +143,43 @@ pub(super) fn masked_addresses(text: &str, schemes: &[&str]) -> String {
     masked.collect::<Vec<_>>().join(",")
 }
 
+/// The parts of one or more addresses that [`masked_addresses`] masks, as they are written and as they are meant.
+pub(super) fn secrets_of_addresses(text: &str, schemes: &[&str]) -> Vec<String> {
+    let urls = list(text).into_iter().filter_map(|item| Url::parse(&with_scheme(item, schemes[0])).ok());
+    urls.flat_map(|url| secrets_of(&url)).collect()
+}
+
+fn secrets_of(url: &Url) -> Vec<String> {
+    let token = (url.password().is_none() && !NAMES_A_USER.contains(&url.scheme())).then(|| url.username());
+    let written = url.password().or(token).unwrap_or_default();
+    // The rules of forms but for the plus sign, which stands for itself before the `@`.
+    let meant = url::form_urlencoded::parse(written.replace('+', "%2B").replace('&', "%26").as_bytes())
+        .map(|(name, value)| if value.is_empty() { name.into_owned() } else { format!("{name}={value}") })
+        .collect();
+    let of_query = url.query_pairs().filter(|(key, _)| !HARMLESS.contains(&&**key));
+    let of_query = of_query.map(|(key, value)| if value.is_empty() { key } else { value }.into_owned());
+    [written.to_owned(), meant].into_iter().chain(of_query).filter(|part| !part.is_empty()).collect()
+}
+
 /// Schemes of addresses whose word before the `@` is a user even without a password.
 const NAMES_A_USER: [&str; 4] = ["postgres", "postgresql", "redis", "rediss"];
 
 /// Parameters of addresses that hold no secret and help to see what is wrong.
-const HARMLESS: [&str; 4] = ["sslmode", "sslrootcert", "application_name", "connect_timeout"];
+const HARMLESS: [&str; 13] = [
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "application_name",
+    "connect_timeout",
+    "target_session_attrs",
+    "channel_binding",
+    "options",
+    "host",
+    "port",
+    "user",
+    "dbname",
+];
 
 fn masked_address(text: &str) -> String {
     let Ok(mut url) = Url::parse(text.trim()) else { return "***".to_owned() };
@@ -212,6 +244,16 @@ mod tests {
             assert!(kind.parse(text).is_err(), "{text}");
         }
         assert_eq!(Kind::List.parse("a, b,,c"), Ok(Value::List(vec!["a".into(), "b".into(), "c".into()])));
+    }
+
+    #[test]
+    fn what_is_masked_in_an_address_is_known_as_a_secret() {
+        let secrets = |text: &str| secrets_of_addresses(text, &["nats", "tls"]);
+        assert_eq!(secrets("postgres://u:p%40s+s%3D1@h/db?sslmode=require"), ["p%40s+s%3D1", "p@s+s=1"]);
+        assert_eq!(secrets("postgres://h/db?password=secret"), ["secret"]);
+        assert_eq!(secrets("t0ken@a:4222, nats://b:4222"), ["t0ken", "t0ken"]);
+        assert_eq!(secrets("http://h/x?t0ken"), ["t0ken"]);
+        assert_eq!(secrets("postgres://user@h/db"), [""; 0]);
     }
 
     #[test]

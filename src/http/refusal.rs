@@ -9,7 +9,7 @@ use axum::{
 };
 use serde::Serialize;
 
-use crate::graph::Diagnostic;
+use crate::{graph::Diagnostic, telemetry::scrub::Scrubber};
 
 /// Seconds after which a caller may try again; about as long as a reconnect takes.
 const RETRY_SECONDS: &str = "2";
@@ -55,6 +55,10 @@ impl Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let Self { status, code, message, details } = self;
+        let clean = |text: String| Scrubber::process().report(&text).into_owned();
+        let scrubbed =
+            |diagnostic: Diagnostic| Diagnostic { message: clean(diagnostic.message), ..diagnostic };
+        let (message, details) = (clean(message), details.into_iter().map(scrubbed).collect());
         let body = Json(Body { error: Shape { code, message, details } });
         if status == StatusCode::SERVICE_UNAVAILABLE {
             return (status, [(RETRY_AFTER, RETRY_SECONDS)], body).into_response();

@@ -7,7 +7,10 @@ use serde_json::{Value as Json, json};
 
 use super::Show;
 use crate::{
-    cli::error::{Error, Exit},
+    cli::{
+        columns,
+        error::{Error, Exit},
+    },
     store::{Inspect, JobView, Letter, Letters, Trail, WholeLetter, postgres::PostgresStore},
 };
 
@@ -26,22 +29,7 @@ pub(super) fn list(letters: &[Letter], as_json: bool) -> io::Result<()> {
         return Ok(());
     }
     let rows: Vec<[String; 8]> = letters.iter().map(row).collect();
-    let head = HEAD.map(str::to_owned);
-    let mut widths = [0; 8];
-    for row in rows.iter().chain([&head]) {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
-    }
-    if rows.is_empty() {
-        // An empty answer needs no head, so that `wc -l` says 0.
-        return Ok(());
-    }
-    for row in [&head].into_iter().chain(&rows) {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
-    }
-    Ok(())
+    columns::write(&mut out, HEAD, &rows)
 }
 
 fn row(letter: &Letter) -> [String; 8] {
@@ -68,7 +56,7 @@ fn fate(letter: &Letter) -> &'static str {
 
 /// One line of limited length.
 fn cut(text: &str) -> String {
-    let line = text.replace(char::is_control, " ");
+    let line = columns::plain(text);
     if line.chars().count() <= ERROR_CHARS {
         return line;
     }
