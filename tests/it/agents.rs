@@ -26,7 +26,7 @@ async fn put(stage: &Stage, name: &str, version: &str, definition: &Json) -> Str
 
 fn publish(stage: &Stage, job_id: &str, agent: &str) {
     let job = json!({ "job_id": job_id, "agent": agent, "input": {} });
-    stage.queue.push(Vec::new(), job.to_string().into());
+    stage.push(&job);
 }
 
 /// What the job gave back, or the code of its failure.
@@ -111,7 +111,7 @@ async fn a_graph_may_run_stored_ones_which_may_run_others() {
     publish(&stage, "by-name", "middle");
     for (job_id, agent) in [("inline", "middle@1"), ("missing", "nobody@1")] {
         let job = json!({ "job_id": job_id, "agent_definition": asking(agent), "input": {} });
-        stage.queue.push(Vec::new(), job.to_string().into());
+        stage.push(&job);
     }
     stage.settle_all().await;
     let outcomes = ["by-name", "inline", "missing"].map(|job_id| outcome(&stage, job_id));

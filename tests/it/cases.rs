@@ -109,6 +109,17 @@ fn events(events: &[Json]) -> Vec<String> {
                 texts.insert(id, lines.len());
                 format!("{kind} {place}: {}", text(&data["token"]))
             }
+            "on_llm_retry" => {
+                format!("{kind} {place}: attempt {} after {}", data["attempt"], text(&data["reason"]))
+            }
+            // What is free is not worth a line in every transcript.
+            "on_llm_end" if data["cost_usd"] == 0.0 && data["cached"] == false => continue,
+            "on_llm_end" => {
+                let model = format!("{}:{}", text(&data["provider"]), text(&data["model"]));
+                let (read, written) = (&data["usage"]["input_tokens"], &data["usage"]["output_tokens"]);
+                let (cost, cached) = (&data["cost_usd"], &data["cached"]);
+                format!("{kind} {place}: {model} {read} + {written} tokens, {cost} dollars, cached: {cached}")
+            }
             "on_tool_start" => format!(
                 "{kind} {place}: {} {} {}",
                 text(&data["tool_call_id"]),

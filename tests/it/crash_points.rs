@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use agent_executor::{ids::Namespace, store::Checkpoints, store::memory::CrashPoint};
 use serde_json::{Value as Json, json};
 
-use crate::stage::{Case, Stage, cases, without_ids};
+use crate::stage::{Case, Stage, cases, deaths, without_ids};
 
 /// Model calls that can be on their way when a process dies: as many as a case runs side by side.
 const SIDE_BY_SIDE: usize = 2;
@@ -22,14 +22,12 @@ async fn a_crash_at_any_write_changes_no_result_and_repeats_no_finished_work() {
         calm.settle_all().await;
         let writes = calm.store.writes();
         assert!(writes > 0, "{}: a case writes", case.name);
-        for n in 1..=writes {
-            for point in [CrashPoint::Before, CrashPoint::After] {
-                let shaken = Stage::new();
-                case.publish(&shaken);
-                shaken.die_at_write(n, point).await;
-                shaken.settle_all().await;
-                compare(&case, &calm, &shaken, &format!("{}: crash {point:?} write {n}", case.name)).await;
-            }
+        for (n, point) in deaths(writes) {
+            let shaken = Stage::new();
+            case.publish(&shaken);
+            shaken.die_at_write(n, point).await;
+            shaken.settle_all().await;
+            compare(&case, &calm, &shaken, &format!("{}: crash {point:?} write {n}", case.name)).await;
         }
     }
 }
@@ -54,6 +52,40 @@ async fn a_crash_between_corrections_of_an_answer_repeats_one_call_at_most() {
             "crash at write {n}: {made} calls, not {expected}"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_at_any_write_forgets_nothing_that_was_spent() {
+    let cases = cases();
+    for name in ["spent-side-by-side", "map-of-subgraphs"] {
+        let case = cases.iter().find(|case| case.name == name).expect("the case is there");
+        let calm = Stage::new();
+        case.publish(&calm);
+        calm.settle_all().await;
+        let expected = spent(&calm);
+        assert!(expected > 0, "{name} asks models");
+        for n in 1..=calm.store.writes() {
+            for point in [CrashPoint::Before, CrashPoint::After] {
+                let shaken = Stage::new();
+                case.publish(&shaken);
+                shaken.die_at_write(n, point).await;
+                shaken.settle_all().await;
+                let spent = spent(&shaken);
+                assert!(
+                    spent >= expected,
+                    "{name}: crash {point:?} write {n}: {spent} tokens, not {expected}"
+                );
+            }
+        }
+    }
+}
+
+/// Tokens of all jobs.
+fn spent(stage: &Stage) -> u64 {
+    let results = stage.queue.results().into_iter();
+    let events =
+        results.map(|result| serde_json::from_slice::<Json>(&result.event).expect("results are JSON"));
+    events.filter_map(|event| event["data"]["usage"]["total_tokens"].as_u64()).sum()
 }
 
 async fn compare(case: &Case, calm: &Stage, shaken: &Stage, what: &str) {

@@ -2,9 +2,9 @@
 //! The world in memory counts the requests and answers the questions as a person who looks there would.
 
 use agent_executor::{job::Durability, store::memory::CrashPoint};
-use serde_json::{Map as JsonMap, Value as Json, json};
+use serde_json::{Value as Json, json};
 
-use crate::stage::Stage;
+use crate::stage::{DURABILITIES, Ended, Stage, deaths};
 
 /// Most questions a run may come to; each is about a call whose process died, or whose answer was lost.
 const MAX_QUESTIONS: usize = 4;
@@ -39,42 +39,22 @@ fn request(job_id: &str, durability: Durability, end: &str) -> Json {
 /// A job that gives the thread's last result its answers, each after a look at what happened.
 fn answers(stage: &Stage, asked: &Json, job_id: &str, durability: Durability, end: &str) -> Json {
     let mut job = request(job_id, durability, end);
-    let done = stage.outside.requests();
-    let interrupts = asked["interrupts"].as_array().expect("a list of questions");
-    let answer = |interrupt: &Json| {
-        let key = interrupt["value"]["idempotency_key"].as_str().expect("the question names the call");
-        let happened = done.iter().any(|request| request.key == key);
-        let word = if happened { "happened" } else { "did_not_happen" };
-        (interrupt["id"].as_str().expect("an id").to_owned(), Json::from(word))
-    };
-    let resume: JsonMap<String, Json> = interrupts.iter().map(answer).collect();
-    job["command"] = json!({ "resume": resume });
+    job["command"] = json!({ "resume": stage.what_happened(asked) });
     job.as_object_mut().expect("a request").remove("input");
     job
-}
-
-fn push(stage: &Stage, job: &Json) {
-    stage.queue.push(Vec::new(), job.to_string().into());
-}
-
-/// The status and the data of the newest result.
-fn last_result(stage: &Stage) -> (String, Json) {
-    let result = stage.queue.results().pop().expect("a job has ended");
-    let mut event: Json = serde_json::from_slice(&result.event).expect("results are JSON");
-    (result.subject, event["data"].take())
 }
 
 /// Lets the thread come to its end, answering its questions.
 async fn to_the_end(stage: &Stage, durability: Durability, end: &str, what: &str) {
     stage.settle_all().await;
     for question in 0..=MAX_QUESTIONS {
-        let (subject, data) = last_result(stage);
+        let Ended { subject, data, .. } = stage.last_result();
         if subject == "agent.status.completed" {
             assert_eq!(data["result"]["output"], "paid twice", "{what}");
             return;
         }
         assert_eq!(subject, "agent.status.interrupted", "{what}: {data}");
-        push(stage, &answers(stage, &data, &format!("answer-{question}"), durability, end));
+        stage.push(&answers(stage, &data, &format!("answer-{question}"), durability, end));
         stage.settle_all().await;
     }
     panic!("{what}: it asks and asks");
@@ -94,24 +74,20 @@ fn check(stage: &Stage, what: &str) {
     assert!(keys <= 1 && times <= 2, "{what}: set {times} times under {keys} keys");
 }
 
-const DURABILITIES: [Durability; 3] = [Durability::Sync, Durability::Async, Durability::Exit];
-
 #[tokio::test(start_paused = true)]
 async fn a_crash_at_any_write_makes_no_irreversible_call_twice() {
     for durability in DURABILITIES {
         let calm = Stage::new();
-        push(&calm, &request("pays", durability, "ok"));
+        calm.push(&request("pays", durability, "ok"));
         to_the_end(&calm, durability, "ok", "calm").await;
         assert_eq!((effects(&calm, "pay"), effects(&calm, "set")), ((2, 2), (1, 1)));
-        for n in 1..=calm.store.writes() {
-            for point in [CrashPoint::Before, CrashPoint::After] {
-                let what = format!("{durability:?}: crash {point:?} write {n}");
-                let stage = Stage::new();
-                push(&stage, &request("pays", durability, "ok"));
-                stage.die_at_write(n, point).await;
-                to_the_end(&stage, durability, "ok", &what).await;
-                check(&stage, &what);
-            }
+        for (n, point) in deaths(calm.store.writes()) {
+            let what = format!("{durability:?}: crash {point:?} write {n}");
+            let stage = Stage::new();
+            stage.push(&request("pays", durability, "ok"));
+            stage.die_at_write(n, point).await;
+            to_the_end(&stage, durability, "ok", &what).await;
+            check(&stage, &what);
         }
     }
 }
@@ -123,28 +99,26 @@ async fn a_crash_while_answers_are_taken_makes_no_irreversible_call_twice() {
     {
         let asked = || async {
             let stage = Stage::new();
-            push(&stage, &request("pays", durability, end));
+            stage.push(&request("pays", durability, end));
             stage.settle_all().await;
-            let (subject, data) = last_result(&stage);
+            let Ended { subject, data, .. } = stage.last_result();
             assert_eq!(
                 (&*subject, data["interrupts"][0]["value"]["tool"].as_str()),
                 ("agent.status.interrupted", Some("pay"))
             );
             let job = answers(&stage, &data, "answers", durability, end);
-            push(&stage, &job);
+            stage.push(&job);
             stage
         };
         let calm = asked().await;
         let before = calm.store.writes();
         calm.settle_all().await;
-        for n in 1..=calm.store.writes() - before {
-            for point in [CrashPoint::Before, CrashPoint::After] {
-                let what = format!("{durability:?} {end}: crash {point:?} write {n} of the answer");
-                let stage = asked().await;
-                stage.die_at_write(n, point).await;
-                to_the_end(&stage, durability, end, &what).await;
-                check(&stage, &what);
-            }
+        for (n, point) in deaths(calm.store.writes() - before) {
+            let what = format!("{durability:?} {end}: crash {point:?} write {n} of the answer");
+            let stage = asked().await;
+            stage.die_at_write(n, point).await;
+            to_the_end(&stage, durability, end, &what).await;
+            check(&stage, &what);
         }
     }
 }
@@ -154,7 +128,7 @@ async fn a_done_call_is_answered_from_the_ledger() {
     // Accept, start, model; then for each call its intent, its answer, and the writes of its task.
     for (write, tool) in [(6, "pay"), (9, "set")] {
         let stage = Stage::new();
-        push(&stage, &request("pays", Durability::Sync, "ok"));
+        stage.push(&request("pays", Durability::Sync, "ok"));
         stage.die_at_write(write, CrashPoint::Before).await;
         to_the_end(&stage, Durability::Sync, "ok", "replayed").await;
         assert_eq!((effects(&stage, "pay"), effects(&stage, "set")), ((2, 2), (1, 1)));

@@ -46,10 +46,9 @@ async fn run(nodes: Vec<Json>, durability: &str) -> Left {
     let stage = Stage::new();
     let job = json!({ "job_id": "j", "thread_id": "t", "agent_definition": chain(nodes), "input": {},
         "config": { "durability": durability } });
-    stage.queue.push(Vec::new(), job.to_string().into());
+    stage.push(&job);
     stage.settle_all().await;
-    let result = stage.queue.results().pop().expect("the job has ended");
-    assert_eq!(result.subject, "agent.status.completed");
+    assert_eq!(stage.last_result().subject, "agent.status.completed");
     let thread = ThreadId::parse("t").expect("valid");
     let history = stage.store.history(&thread, &Namespace::root(), ALL).await.expect("the twin answers");
     let stored = history.iter().rev().map(|saved| saved.metadata.step).collect();

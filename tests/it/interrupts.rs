@@ -37,12 +37,11 @@ fn definition() -> Json {
 async fn run(stage: &Stage, job_id: &str, durability: &str, more: (&str, Json)) -> (String, Json) {
     let mut job = json!({ "job_id": job_id, "thread_id": "t", "agent_definition": definition(), "config": { "durability": durability } });
     job[more.0] = more.1;
-    stage.queue.push(Vec::new(), job.to_string().into());
+    stage.push(&job);
     stage.settle_all().await;
-    let result = stage.queue.results().pop().expect("the job has ended");
-    let mut event: Json = serde_json::from_slice(&result.event).expect("results are JSON");
-    assert_eq!(event["subject"], job_id);
-    (result.subject, event["data"].take())
+    let ended = stage.last_result();
+    assert_eq!(ended.job_id, job_id);
+    (ended.subject, ended.data)
 }
 
 fn ids(data: &Json) -> Vec<String> {
@@ -152,11 +151,10 @@ async fn going_on_from_one_nested_pause_leaves_the_other_one_where_it_is() {
             let mut job = json!({ "job_id": job_id, "thread_id": "t", "agent_definition": definition,
                 "config": { "durability": durability } });
             job[more.0] = more.1;
-            stage.queue.push(Vec::new(), job.to_string().into());
+            stage.push(&job);
             stage.settle_all().await;
-            let result = stage.queue.results().pop().expect("the job has ended");
-            let mut event: Json = serde_json::from_slice(&result.event).expect("results are JSON");
-            (result.subject, event["data"].take())
+            let ended = stage.last_result();
+            (ended.subject, ended.data)
         };
         let (_, data) = run("starts", ("input", json!({ "go": 1 }))).await;
         let paused = ids(&data);

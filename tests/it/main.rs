@@ -2,10 +2,14 @@
 
 #[path = "../../dev/executor.rs"]
 mod executor;
+#[path = "../../dev/packages.rs"]
+mod packages;
 #[path = "../../dev/proxy.rs"]
 mod proxy;
 #[path = "../../dev/servers.rs"]
 mod servers;
+#[path = "../../dev/vault.rs"]
+mod vault;
 
 mod agents;
 mod cases;
@@ -19,6 +23,7 @@ mod live;
 mod model;
 mod people;
 mod policies;
+mod secrets;
 mod stage;
 mod stores;
 mod threads;

@@ -4,14 +4,11 @@
 use agent_executor::{
     graph::{Limits, compile},
     job::Durability,
-    store::memory::CrashPoint,
     store::{Agents, Deadlines, NewAgent, PutAgent},
 };
 use serde_json::{Map as JsonMap, Value as Json, json};
 
-use crate::stage::Stage;
-
-const DURABILITIES: [Durability; 3] = [Durability::Sync, Durability::Async, Durability::Exit];
+use crate::stage::{DURABILITIES, Ended, Stage, deaths};
 
 fn scripted(replies: &Json) -> Json {
     json!({ "provider": "scripted", "model": "test", "script": { "replies": replies } })
@@ -57,17 +54,6 @@ fn job(job_id: &str, definition: &Json, more: (&str, Json), durability: Durabili
     job
 }
 
-fn push(stage: &Stage, job: &Json) {
-    stage.queue.push(Vec::new(), job.to_string().into());
-}
-
-/// Job id, subject and data of the newest result.
-fn last_result(stage: &Stage) -> (String, String, Json) {
-    let result = stage.queue.results().pop().expect("a job has ended");
-    let mut event: Json = serde_json::from_slice(&result.event).expect("results are JSON");
-    (result.job_id.to_string(), result.subject, event["data"].take())
-}
-
 fn pay(job_id: &str, durability: Durability) -> Json {
     let input = json!({ "messages": [{ "role": "user", "content": "pay" }] });
     job(job_id, &payments(), ("input", input), durability)
@@ -75,7 +61,7 @@ fn pay(job_id: &str, durability: Durability) -> Json {
 
 /// A person's word on each call that the last result asks about.
 fn words(stage: &Stage, durability: Durability) -> Json {
-    let (_, subject, data) = last_result(stage);
+    let Ended { subject, data, .. } = stage.last_result();
     assert_eq!(subject, "agent.status.interrupted", "{data}");
     let word = |interrupt: &Json| {
         let word = match interrupt["value"]["tool_call_id"].as_str() {
@@ -98,16 +84,16 @@ fn paid(stage: &Stage) -> usize {
 async fn calls_of_one_turn_are_asked_about_at_once_and_each_gets_its_own_word() {
     for durability in DURABILITIES {
         let stage = Stage::new();
-        push(&stage, &pay("asks", durability));
+        stage.push(&pay("asks", durability));
         stage.settle_all().await;
-        let (_, _, data) = last_result(&stage);
+        let data = stage.last_result().data;
         let asked: Vec<_> = data["interrupts"].as_array().expect("a list").iter().collect();
         assert_eq!((asked.len(), paid(&stage)), (3, 0), "{durability:?}: {data}");
         assert_eq!(asked[1]["value"]["args"], json!({ "amount": 2 }));
 
-        push(&stage, &words(&stage, durability));
+        stage.push(&words(&stage, durability));
         stage.settle_all().await;
-        let (_, _, data) = last_result(&stage);
+        let data = stage.last_result().data;
         assert_eq!((&data["result"]["output"], paid(&stage)), (&json!("two are paid"), 2), "{durability:?}");
         let events = stage.sink.events(&agent_executor::ids::ThreadId::parse("t").expect("valid"));
         let ends: Vec<_> = events.iter().filter(|event| event["event_type"] == "on_tool_end").collect();
@@ -128,42 +114,32 @@ async fn a_crash_at_any_write_makes_no_approved_call_twice_and_no_other_at_all()
     for durability in DURABILITIES {
         let asked = || async {
             let stage = Stage::new();
-            push(&stage, &pay("asks", durability));
+            stage.push(&pay("asks", durability));
             stage.settle_all().await;
-            push(&stage, &words(&stage, durability));
+            stage.push(&words(&stage, durability));
             stage
         };
         let calm = asked().await;
         let before = calm.store.writes();
         calm.settle_all().await;
-        for n in 1..=calm.store.writes() - before {
-            for point in [CrashPoint::Before, CrashPoint::After] {
-                let what = format!("{durability:?}: crash {point:?} write {n}");
-                let stage = asked().await;
-                stage.die_at_write(n, point).await;
-                stage.settle_all().await;
-                // A call whose process died may have been made: a person looks, and says what is so.
-                for look in 0..4 {
-                    let (_, subject, data) = last_result(&stage);
-                    if subject == "agent.status.completed" {
-                        break;
-                    }
-                    let answer = |interrupt: &Json| {
-                        let key = interrupt["value"]["idempotency_key"].as_str().expect("about an effect");
-                        let happened = stage.outside.requests().iter().any(|request| request.key == key);
-                        let word = if happened { "happened" } else { "did_not_happen" };
-                        (interrupt["id"].as_str().expect("an id").to_owned(), Json::from(word))
-                    };
-                    let answers: JsonMap<String, Json> =
-                        data["interrupts"].as_array().expect("a list").iter().map(answer).collect();
-                    let command = ("command", json!({ "resume": answers }));
-                    push(&stage, &job(&format!("look-{look}"), &payments(), command, durability));
-                    stage.settle_all().await;
+        for (n, point) in deaths(calm.store.writes() - before) {
+            let what = format!("{durability:?}: crash {point:?} write {n}");
+            let stage = asked().await;
+            stage.die_at_write(n, point).await;
+            stage.settle_all().await;
+            // A call whose process died may have been made: a person looks, and says what is so.
+            for look in 0..4 {
+                let Ended { subject, data, .. } = stage.last_result();
+                if subject == "agent.status.completed" {
+                    break;
                 }
-                let (_, subject, data) = last_result(&stage);
-                assert_eq!(subject, "agent.status.completed", "{what}: {data}");
-                assert_eq!(paid(&stage), 2, "{what}");
+                let command = ("command", json!({ "resume": stage.what_happened(&data) }));
+                stage.push(&job(&format!("look-{look}"), &payments(), command, durability));
+                stage.settle_all().await;
             }
+            let Ended { subject, data, .. } = stage.last_result();
+            assert_eq!(subject, "agent.status.completed", "{what}: {data}");
+            assert_eq!(paid(&stage), 2, "{what}");
         }
     }
 }
@@ -172,18 +148,18 @@ async fn a_crash_at_any_write_makes_no_approved_call_twice_and_no_other_at_all()
 async fn a_question_is_answered_by_itself_when_its_deadline_has_passed() {
     let stage = Stage::new();
     let started = tokio::time::Instant::now();
-    push(&stage, &job("asks", &approval(), ("input", json!({})), Durability::Sync));
+    stage.push(&job("asks", &approval(), ("input", json!({})), Durability::Sync));
     stage.settle_all().await;
     stage.run_until(async || stage.queue.results().len() >= 2).await;
     assert!(started.elapsed().as_secs() >= 30, "nobody answers before the time is over");
-    let (first, subject, _) = last_result(&stage);
+    let Ended { job_id: first, subject, .. } = stage.last_result();
     assert!(first.starts_with("asks~deadline-"), "{first}");
     assert_eq!(subject, "agent.status.interrupted", "the loop asks once more");
 
     // What a person answers is not answered again.
-    push(&stage, &job("answers", &approval(), ("command", json!({ "resume": "go" })), Durability::Sync));
+    stage.push(&job("answers", &approval(), ("command", json!({ "resume": "go" })), Durability::Sync));
     stage.settle_all().await;
-    let (_, _, data) = last_result(&stage);
+    let data = stage.last_result().data;
     assert_eq!(data["result"]["output"], json!({ "log": ["stop", "go"] }));
     let store = stage.store.clone();
     let forgotten = async || {
@@ -211,11 +187,11 @@ async fn a_deadline_is_answered_with_the_definition_that_asked() {
         assert_eq!(stage.store.put_agent(&agent).await.expect("the twin answers"), PutAgent::New);
     };
     put("1", "old").await;
-    push(&stage, &json!({ "job_id": "asks", "thread_id": "t", "agent": "asker", "input": {} }));
+    stage.push(&json!({ "job_id": "asks", "thread_id": "t", "agent": "asker", "input": {} }));
     stage.settle_all().await;
     put("2", "new").await;
     stage.run_until(async || stage.queue.results().len() >= 3).await;
-    let (_, subject, data) = last_result(&stage);
+    let Ended { subject, data, .. } = stage.last_result();
     assert_eq!(subject, "agent.status.completed", "{data}");
     assert_eq!(data["result"]["output"], json!({ "log": ["old stop", "old stop"] }));
 }
@@ -223,17 +199,15 @@ async fn a_deadline_is_answered_with_the_definition_that_asked() {
 #[tokio::test(start_paused = true)]
 async fn a_crash_at_any_write_neither_loses_a_deadline_nor_moves_it() {
     let calm = Stage::new();
-    push(&calm, &job("asks", &approval(), ("input", json!({})), Durability::Sync));
+    calm.push(&job("asks", &approval(), ("input", json!({})), Durability::Sync));
     calm.settle_all().await;
-    for n in 1..=calm.store.writes() {
-        for point in [CrashPoint::Before, CrashPoint::After] {
-            let stage = Stage::new();
-            push(&stage, &job("asks", &approval(), ("input", json!({})), Durability::Sync));
-            stage.die_at_write(n, point).await;
-            stage.settle_all().await;
-            stage.run_until(async || stage.queue.results().len() >= 2).await;
-            let (answered, _, _) = last_result(&stage);
-            assert!(answered.starts_with("asks~deadline-"), "crash {point:?} write {n}: {answered}");
-        }
+    for (n, point) in deaths(calm.store.writes()) {
+        let stage = Stage::new();
+        stage.push(&job("asks", &approval(), ("input", json!({})), Durability::Sync));
+        stage.die_at_write(n, point).await;
+        stage.settle_all().await;
+        stage.run_until(async || stage.queue.results().len() >= 2).await;
+        let answered = stage.last_result().job_id;
+        assert!(answered.starts_with("asks~deadline-"), "crash {point:?} write {n}: {answered}");
     }
 }

@@ -10,7 +10,7 @@ use agent_executor::{
 use serde_json::{Value as Json, json};
 use tokio::time::Instant;
 
-use crate::stage::Stage;
+use crate::stage::{Ended, Stage};
 
 /// Longer than anything a test waits for.
 const LONG: u32 = 3_000;
@@ -18,14 +18,7 @@ const LONG: u32 = 3_000;
 fn push(stage: &Stage, job_id: &str, definition: &Json, config: &Json) {
     let job = json!({ "job_id": job_id, "thread_id": "t", "agent_definition": definition, "config": config,
         "input": { "messages": [{ "role": "user", "content": "go" }] } });
-    stage.queue.push(Vec::new(), job.to_string().into());
-}
-
-/// The subject and the data of the newest result.
-fn last(stage: &Stage) -> (String, Json) {
-    let result = stage.queue.results().pop().expect("a job has ended");
-    let mut event: Json = serde_json::from_slice(&result.event).expect("results are JSON");
-    (result.subject, event["data"].take())
+    stage.push(&job);
 }
 
 fn events(stage: &Stage) -> Vec<Json> {
@@ -74,7 +67,7 @@ async fn a_process_that_leaves_does_not_wait_for_a_retry_and_keeps_what_ran_besi
     assert_eq!(messages(&stage, "beside"), 1);
 
     stage.settle_all().await;
-    let (subject, data) = last(&stage);
+    let Ended { subject, data, .. } = stage.last_result();
     assert_eq!(subject, "agent.status.completed", "{data}");
     assert_eq!(messages(&stage, "beside"), 1, "what had finished is not run again");
     // The count begins anew: nothing of it is stored.
@@ -88,7 +81,7 @@ async fn the_end_of_a_job_does_not_wait_for_a_retry() {
     push(&stage, "late", &waiting(), &json!({ "timeout_seconds": 5 }));
     let started = Instant::now();
     stage.settle_all().await;
-    assert_eq!(last(&stage).1["error"]["type"], "JOB_TIMEOUT");
+    assert_eq!(stage.last_result().data["error"]["type"], "JOB_TIMEOUT");
     assert!(started.elapsed() < Duration::from_secs(10));
 
     push(&stage, "unwanted", &waiting(), &json!({ "timeout_seconds": 4 * LONG }));
@@ -102,7 +95,7 @@ async fn the_end_of_a_job_does_not_wait_for_a_retry() {
         stage.queue.results().len() == 2
     };
     stage.run_until(ended).await;
-    assert_eq!(last(&stage).1["error"]["type"], "JOB_CANCELLED");
+    assert_eq!(stage.last_result().data["error"]["type"], "JOB_CANCELLED");
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
 }
 
@@ -125,7 +118,7 @@ async fn a_call_that_may_be_made_twice_is_made_again_under_its_key_and_no_other_
     let stage = Stage::new();
     push(&stage, "again", &calling("PUT", "lost-first", &retry), &json!({}));
     stage.settle_all().await;
-    assert_eq!(last(&stage).1["result"]["output"], "over");
+    assert_eq!(stage.last_result().data["result"]["output"], "over");
     assert_eq!(stage.outside.requests().len(), 1, "the second call took effect");
     let retries = told(&stage, "retry");
     assert_eq!((retries.len(), &retries[0]["class"]), (1, &json!("tool_error")), "{retries:?}");
@@ -133,7 +126,7 @@ async fn a_call_that_may_be_made_twice_is_made_again_under_its_key_and_no_other_
     let stage = Stage::new();
     push(&stage, "asks", &calling("POST", "lost", &retry), &json!({}));
     stage.settle_all().await;
-    let (subject, data) = last(&stage);
+    let Ended { subject, data, .. } = stage.last_result();
     assert_eq!(subject, "agent.status.interrupted", "{data}");
     assert_eq!(data["interrupts"][0]["value"]["kind"], "unknown_effect");
     assert_eq!((stage.outside.requests().len(), told(&stage, "retry")), (1, Vec::new()));
@@ -146,7 +139,7 @@ async fn a_call_that_takes_too_long_is_answered_to_the_model_or_asked_about() {
     let started = Instant::now();
     push(&stage, "told", &calling("PUT", "slow", &limit), &json!({}));
     stage.settle_all().await;
-    assert_eq!(last(&stage).1["result"]["output"], "over");
+    assert_eq!(stage.last_result().data["result"]["output"], "over");
     let answers = events(&stage).into_iter().filter(|event| event["event_type"] == "on_tool_end");
     let answers: Vec<_> = answers.map(|event| event["data"]["tool_output"].to_string()).collect();
     assert!(answers.len() == 1 && answers[0].contains("TOOL_TIMEOUT"), "{answers:?}");
@@ -155,7 +148,7 @@ async fn a_call_that_takes_too_long_is_answered_to_the_model_or_asked_about() {
     let stage = Stage::new();
     push(&stage, "asks", &calling("POST", "slow", &limit), &json!({}));
     stage.settle_all().await;
-    let (subject, data) = last(&stage);
+    let Ended { subject, data, .. } = stage.last_result();
     assert_eq!(subject, "agent.status.interrupted", "{data}");
     assert_eq!(stage.outside.requests().len(), 1);
 }
@@ -175,7 +168,7 @@ async fn cached_writes_are_used_until_they_are_too_old_or_the_node_says_somethin
     let hits = async |job_id: &str, definition: &Json| {
         push(&stage, job_id, definition, &json!({}));
         stage.settle_all().await;
-        assert_eq!(last(&stage).0, "agent.status.completed");
+        assert_eq!(stage.last_result().subject, "agent.status.completed");
         told(&stage, "cache").len()
     };
     let brief = cached("Be brief.", "");

@@ -12,17 +12,26 @@ use std::{
 use agent_executor::{
     graph::Limits,
     ids::{Clock, ThreadId, UnixNanos},
-    job,
-    model::{self, Models, retry},
+    job::{self, Durability},
+    model::{self, Models, Prices, retry},
     queue::memory::Memory as Queue,
     run::{Graphs, Ports},
     store::memory::{Config as StoreConfig, CrashPoint, MemoryStore},
-    stream::{TokenConfig, memory::Memory as Sink},
+    stream::{MemoryShelf, TokenConfig, memory::Memory as Sink},
     tool::{Toolbox, memory::Outside},
     worker::{self, Orders, Parts, Worker},
 };
 use serde_json::Value as Json;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// A scripted model that costs something: a tenth of a cent for each token it reads, a cent for each it writes.
+const PRICES: &str = r#"
+    [[price]]
+    provider = "scripted"
+    models = ["dear"]
+    input = 1000
+    output = 10000
+"#;
 
 /// The paused time of a test, so that waiting costs nothing.
 struct TestClock(tokio::time::Instant);
@@ -52,12 +61,28 @@ async fn wait_until(what: &str, is_done: impl Fn() -> bool) {
     assert!(waited.is_ok(), "within four hours of paused time, {what}");
 }
 
+pub(crate) const DURABILITIES: [Durability; 3] = [Durability::Sync, Durability::Async, Durability::Exit];
+
+/// The newest result.
+pub(crate) struct Ended {
+    pub(crate) job_id: String,
+    pub(crate) subject: String,
+    pub(crate) data: Json,
+}
+
+/// A death before and one after each write, from the first to the last of `writes`.
+pub(crate) fn deaths(writes: u64) -> impl Iterator<Item = (u64, CrashPoint)> {
+    (1..=writes).flat_map(|n| [(n, CrashPoint::Before), (n, CrashPoint::After)])
+}
+
 /// The neighbours of a worker. They outlive it, as real ones do.
 pub(crate) struct Stage {
     pub(crate) queue: Arc<Queue>,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) sink: Arc<Sink>,
     pub(crate) outside: Arc<Outside>,
+    /// Kept answers of models.
+    shelf: Arc<MemoryShelf>,
     /// Settings of the workers.
     pub(crate) config: worker::Config,
     clock: Arc<dyn Clock>,
@@ -78,10 +103,36 @@ impl Stage {
             store: Arc::new(store),
             sink: Arc::default(),
             outside: Arc::default(),
+            shelf: Arc::default(),
             config: worker::Config::default(),
             clock,
             deaths: AtomicUsize::new(0),
         }
+    }
+
+    /// Puts a request into the queue; its place in the stream.
+    pub(crate) fn push(&self, request: &Json) -> u64 {
+        self.queue.push(Vec::new(), request.to_string().into())
+    }
+
+    /// The newest result; there is one.
+    pub(crate) fn last_result(&self) -> Ended {
+        let result = self.queue.results().pop().expect("a job has ended");
+        let mut event: Json = serde_json::from_slice(&result.event).expect("results are JSON");
+        let (job_id, subject) = (result.job_id.to_string(), result.subject);
+        Ended { job_id, subject, data: event["data"].take() }
+    }
+
+    /// What a person answers who looks what became of each call that `asked` asks about.
+    pub(crate) fn what_happened(&self, asked: &Json) -> Json {
+        let done = self.outside.requests();
+        let answer = |interrupt: &Json| {
+            let key = interrupt["value"]["idempotency_key"].as_str().expect("the question names the call");
+            let happened = done.iter().any(|request| request.key == key);
+            let word = if happened { "happened" } else { "did_not_happen" };
+            (interrupt["id"].as_str().expect("an id").to_owned(), Json::from(word))
+        };
+        asked["interrupts"].as_array().expect("a list of questions").iter().map(answer).collect()
     }
 
     /// Runs a worker that is told to stop once `started` holds, without grace.
@@ -147,7 +198,7 @@ impl Stage {
     pub(crate) fn ports(&self, store: Arc<MemoryStore>) -> Arc<Ports> {
         Arc::new(Ports {
             store,
-            models: Arc::new(Models::new(model::Config::default()).expect("the defaults are valid")),
+            models: self.models(),
             toolbox: Arc::new(Toolbox::in_memory(self.outside.clone())),
             sink: self.sink.clone(),
             clock: self.clock.clone(),
@@ -157,6 +208,12 @@ impl Stage {
             job_timeout: Duration::from_secs(60),
             tracker: TaskTracker::new(),
         })
+    }
+
+    fn models(&self) -> Arc<Models> {
+        let prices = Arc::new(Prices::with(PRICES).expect("valid"));
+        let models = Models::new(model::Config { prices, ..model::Config::default() });
+        Arc::new(models.expect("the defaults are valid").with_shelf(self.shelf.clone()))
     }
 
     fn worker(&self, store: Arc<MemoryStore>, draining: CancellationToken, grace: Duration) -> Arc<Worker> {
@@ -225,7 +282,7 @@ impl Case {
     /// Puts the case's jobs into the queue.
     pub(crate) fn publish(&self, stage: &Stage) {
         for job in &self.jobs {
-            stage.queue.push(Vec::new(), job.to_string().into());
+            stage.push(job);
         }
     }
 

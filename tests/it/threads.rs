@@ -34,12 +34,11 @@ async fn run_job(stage: &Stage, job_id: &str, more: &Json) -> Json {
     for (name, value) in more.as_object().expect("an object") {
         job[name] = value.clone();
     }
-    stage.queue.push(Vec::new(), job.to_string().into());
+    stage.push(&job);
     stage.settle_all().await;
-    let result = stage.queue.results().pop().expect("the job has ended");
-    let mut event: Json = serde_json::from_slice(&result.event).expect("results are JSON");
-    assert_eq!(event["subject"], job_id);
-    event["data"].take()
+    let ended = stage.last_result();
+    assert_eq!(ended.job_id, job_id);
+    ended.data
 }
 
 fn thread() -> ThreadId {

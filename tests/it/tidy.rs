@@ -15,13 +15,18 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["async_nats"], &["src/queue/nats"]),
     (&["sqlx", "rmp"], &["src/store/"]),
     (&["fred"], &["src/stream/dragonfly"]),
-    // The sink of `K_SINK` is an HTTP server that stands beside the results stream.
-    (&["reqwest"], &["src/model/", "src/tool/http", "src/queue/k_sink"]),
+    // Vault is asked over HTTP; the sink of `K_SINK` is an HTTP server that stands beside the results stream. MCP over
+    // HTTP goes through it, and rmcp speaks its types.
+    (
+        &["reqwest"],
+        &["src/model/", "src/tool/http", "src/tool/mcp/", "src/queue/k_sink", "src/secrets/vault"],
+    ),
+    (&["rmcp", "sse_stream"], &["src/tool/mcp/"]),
     (&["axum", "tower_http"], &["src/http/"]),
     (&["petgraph", "minijinja", "jsonschema"], &["src/graph/"]),
     (&["cloudevents"], &["src/job/"]),
     (&["clap"], &["src/cli/", "src/main.rs"]),
-    (&["rustix"], &["src/cli/", "src/tool/code/"]),
+    (&["rustix"], &["src/cli/", "src/tool/code/", "src/tool/mcp/"]),
     // Only the process that is made for it runs code.
     (&["rquickjs"], &["src/cli/worker_js"]),
     (

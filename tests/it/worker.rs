@@ -45,7 +45,7 @@ async fn a_handed_over_thread_stays_owned_while_the_result_before_waits_for_the_
     let stage = Stage::new();
     let replies = json!([{ "text": "one", "delay_ms": 1000 }, { "text": "two", "delay_ms": 1000 }]);
     for job_id in ["first", "second"] {
-        stage.queue.push(Vec::new(), request(job_id, replies.clone()).to_string().into());
+        stage.push(&request(job_id, replies.clone()));
     }
     let outage = async {
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -69,7 +69,7 @@ async fn a_handed_over_job_does_not_wait_until_the_delivery_before_is_settled() 
     stage.queue.lose_settlements();
     for job_id in ["first", "second"] {
         let replies = json!([{ "text": "x", "delay_ms": 100 }]);
-        stage.queue.push(Vec::new(), request(job_id, replies).to_string().into());
+        stage.push(&request(job_id, replies));
     }
     // Five tries to settle the first, half a second apart, take longer.
     let soon = tokio::time::Instant::now() + Duration::from_secs(2);
@@ -80,7 +80,7 @@ async fn a_handed_over_job_does_not_wait_until_the_delivery_before_is_settled() 
 #[tokio::test(start_paused = true)]
 async fn a_job_that_kills_its_process_again_and_again_is_given_up_with_an_end() {
     let stage = Stage::new();
-    stage.queue.push(Vec::new(), request("killer", json!([{ "text": "never" }])).to_string().into());
+    stage.push(&request("killer", json!([{ "text": "never" }])));
     for death in 0..5 {
         // The first commit: no progress is ever made. A suspect is offered twice, the second time with the lane.
         let first_commit = if death < 2 { 2 } else { 3 };
@@ -106,7 +106,7 @@ async fn a_run_that_is_cut_off_by_its_time_limit_keeps_what_it_reached() {
             json!([{ "text": "quick", "tool_calls": call }, { "text": "slow", "delay_ms": 60_000 }]);
         let mut job = request("late", replies);
         job["config"] = json!({ "timeout_seconds": 5, "durability": durability });
-        stage.queue.push(Vec::new(), job.to_string().into());
+        stage.push(&job);
         stage.settle_all().await;
         let data = &results(&stage)[0];
         assert_eq!(
@@ -130,7 +130,7 @@ async fn tokens_of_earlier_attempts_count() {
     let replies = json!([
         { "text": "first", "tool_calls": call, "usage": usage }, { "text": "second", "usage": usage }
     ]);
-    stage.queue.push(Vec::new(), request("spender", replies).to_string().into());
+    stage.push(&request("spender", replies));
     // Accept, start, model call, tool call: the process dies at the commit of the second model call.
     stage.die_at_write(5, CrashPoint::Before).await;
     stage.settle_all().await;
@@ -159,7 +159,7 @@ async fn a_drain_ends_while_an_older_job_of_the_thread_runs_under_a_younger_ones
     // Its owner is gone, and so is its message.
     stage.store.process("gone").accept(&offer).await.expect("the twin answers");
     stage.store.expire_leases();
-    stage.queue.push(Vec::new(), request("younger", json!([{ "text": "next" }])).to_string().into());
+    stage.push(&request("younger", json!([{ "text": "next" }])));
 
     let has_started = || stage.sink.events(&thread("t")).iter().any(|event| event["job_id"] == "older");
     let drained = tokio::time::timeout(Duration::from_secs(20), stage.drain_when(has_started)).await;
@@ -171,7 +171,7 @@ async fn a_drain_ends_while_an_older_job_of_the_thread_runs_under_a_younger_ones
 #[tokio::test(start_paused = true)]
 async fn a_worker_removes_what_is_older_than_it_is_kept() {
     let stage = Stage::new();
-    stage.queue.push(Vec::new(), request("old", json!([{ "text": "x" }])).to_string().into());
+    stage.push(&request("old", json!([{ "text": "x" }])));
     stage.queue.push(Vec::new(), "not json".into());
     stage.settle_all().await;
     let old = [JobId::parse("old").expect("valid")];
@@ -202,8 +202,7 @@ enum Stream {
 
 async fn leaves_a_letter(stream: Stream) {
     let stage = Stage::new();
-    let message =
-        stage.queue.push(Vec::new(), request("killer", json!([{ "text": "x" }])).to_string().into());
+    let message = stage.push(&request("killer", json!([{ "text": "x" }])));
     for death in 0..5 {
         let first_commit = if death < 2 { 2 } else { 3 };
         stage.die_at_write(first_commit, CrashPoint::Before).await;

@@ -203,6 +203,7 @@ fn check_metrics(text: &str) {
         "agent_executor_checkpoint_batch_size",
         "agent_executor_llm_tokens_total",
         "agent_executor_llm_request_seconds",
+        "agent_executor_llm_cost_usd_total",
         "agent_executor_time_to_first_token_seconds",
         "agent_executor_fenced_writes_total",
         "agent_executor_build_info",

@@ -46,12 +46,17 @@ fn watched() -> Result<BTreeSet<String>> {
 #[tokio::test]
 async fn metrics_that_alerts_and_panels_name_are_exposed_after_a_run() -> Result<()> {
     let world = World::start().await?;
-    let executor = world.executor().await?;
+    let executor = world.executor_with(&[("OPENAI_RPM", "600")]).await?;
     world.run(&request("fine", &deep_agent(0), "go")).await?;
     let failing =
         orchestrator(json!([{ "text": "", "fail": { "times": 9, "status": 400, "message": "no" } }]));
     let failed = world.run(&request("failing", &failing, "go")).await?;
     ensure!(failed["type"] == "dev.my-platform.agent.failed", "{failed}");
+    // Limits are shared beside the jobs.
+    let shared = || async {
+        executor.get("/metrics").await.is_ok_and(|(_, text)| text.contains("llm_limits_shared{"))
+    };
+    servers::until("limits are shared", WITHIN, shared).await?;
     let (_, text) = executor.get("/metrics").await?;
     let exposed: BTreeSet<&str> = text
         .lines()
@@ -106,8 +111,9 @@ async fn in_flight(executor: &Executor) -> Option<u32> {
 async fn the_lag_asks_for_pods_and_a_busy_pod_that_is_told_to_go_loses_no_job() -> Result<()> {
     let monitoring = servers::free_port()?;
     let world = World::start_with_nats(&format!("http: \"127.0.0.1:{monitoring}\"")).await?;
-    // The first start makes the consumer that the scaler looks at.
-    world.executor().await?.terminate().await?;
+    // What the chart's Job does before there is a ScaledObject: the consumer that the scaler looks at.
+    let (code, _, errors) = world.run_command(&["migrate", "--queue"]).await?;
+    assert_eq!(code, Some(0), "{errors}");
     assert_eq!(pods(monitoring).await?, 1, "nothing waits");
     publish(&world, 0..6).await?;
     assert_eq!(pods(monitoring).await?, 2, "6 jobs wait");

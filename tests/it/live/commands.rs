@@ -149,6 +149,23 @@ async fn migrate_makes_the_tables_and_config_hides_secrets() -> Result<()> {
 }
 
 #[tokio::test]
+async fn migrate_makes_what_the_broker_needs_when_it_is_asked_to() -> Result<()> {
+    let world = World::start().await?;
+    let (code, _, errors) =
+        world.run_command(&["migrate", "--queue", "--set", "NATS_PROVISION=false"]).await?;
+    assert!(code == Some(1) && errors.contains("[QUEUE_UNUSABLE]"), "{code:?} {errors}");
+    for _ in 0..2 {
+        let (code, printed, errors) = world.run_command(&["migrate", "--queue"]).await?;
+        assert_eq!(code, Some(0), "{errors}");
+        assert!(printed.contains("the streams and the consumer are there"), "{printed}");
+    }
+    let (code, _, errors) =
+        world.run_command(&["migrate", "--queue", "--set", "NATS_PROVISION=false"]).await?;
+    assert_eq!(code, Some(0), "they are there: {errors}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn cancel_asks_the_executors_and_says_what_they_answer() -> Result<()> {
     let world = World::start().await?;
     let (code, printed, errors) = world.run_command(&["cancel", "j"]).await?;

@@ -49,7 +49,12 @@ pub(super) async fn run(script: &'static str, arguments: Vec<String>) -> Result<
 
 /// A script in the virtual environment, whose arguments are still to come.
 pub(super) fn start(script: &str) -> Result<Command> {
-    let mut python = Command::new(python()?);
+    start_with(REQUIREMENTS, script)
+}
+
+/// The same in an environment with other packages.
+pub(super) fn start_with(requirements: &[&str], script: &str) -> Result<Command> {
+    let mut python = Command::new(python(requirements)?);
     // Warnings of libraries about each other are not what is looked at; `-B` leaves nothing beside the scripts.
     python.args(["-W", "ignore", "-B", script]).env_remove("LANGGRAPH_STRICT_MSGPACK");
     Ok(python)
@@ -61,8 +66,8 @@ async fn run_script(arguments: Vec<String>) -> Result<String> {
 
 /// The Python of the virtual environment, which is made when it is not there yet. A lock file keeps test processes
 /// from making it at the same time.
-fn python() -> Result<PathBuf> {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("python-{}", name_of(REQUIREMENTS)));
+fn python(requirements: &[&str]) -> Result<PathBuf> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("python-{}", name_of(requirements)));
     let lock = File::create(folder.with_extension("lock")).context("cannot create the lock file")?;
     lock.lock().context("cannot lock the virtual environment")?;
     let (python, ready) = (folder.join("bin/python"), folder.join("ready"));
@@ -72,8 +77,8 @@ fn python() -> Result<PathBuf> {
             .context("cannot make a virtual environment; run `make setup`")?;
         let mut pip = Command::new(&python);
         pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "5"]);
-        output(pip.args(REQUIREMENTS))
-            .context("pip cannot install LangGraph's packages (this test needs PyPI or a mirror of it)")?;
+        output(pip.args(requirements))
+            .context("pip cannot install Python's packages (this test needs PyPI or a mirror of it)")?;
         File::create(&ready)?;
     }
     Ok(python)

@@ -1,9 +1,11 @@
 //! Tests against real servers, started by the tests themselves. They always run; a missing server is a failure.
 
+mod answer_cache;
 pub(crate) mod interop;
 mod library;
 mod limits;
 mod throw_away;
+mod backup;
 mod bad_input;
 mod broker_upkeep;
 mod cancel;
@@ -16,11 +18,14 @@ mod drain;
 mod effects;
 mod langgraph;
 mod main_job;
+mod model_limits;
 mod neighbours;
 mod outages;
 mod proxy;
 mod queue;
 mod recovery;
 mod scripts;
+mod secrets;
 mod stream;
+mod tools;
 pub(crate) mod world;

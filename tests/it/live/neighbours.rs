@@ -120,7 +120,12 @@ async fn a_provider_a_sink_and_a_collector_get_what_they_were_promised() -> Resu
     world.publish_raw(&[("traceparent", &traceparent)], job.to_string().into_bytes()).await?;
     let result = world.result_of("neighbours").await?;
     assert_eq!(result["data"]["result"]["output"], "It is written.");
-    assert_eq!(result["data"]["usage"]["total_tokens"], 10);
+    let usage = &result["data"]["usage"];
+    assert_eq!(usage["cost_usd"], 0.0);
+    assert_eq!(usage["unpriced_models"], json!(["openai:gpt-test"]), "nobody knows its price");
+    let of_model = &usage["by_model"]["openai:gpt-test"];
+    assert_eq!((&of_model["cost_usd"], &of_model["output_tokens"]), (&Json::Null, &json!(15)));
+    assert_eq!(of_model["estimated_calls"], 1, "the first answer comes without a count");
     assert_eq!(result["traceparent"], traceparent);
 
     let asked: Vec<Json> =

@@ -45,10 +45,6 @@ fn slow(job_id: &str, seconds: u64) -> Json {
     request(job_id, json!([{ "text": "late", "delay_ms": seconds * 1000 }]))
 }
 
-fn push(stage: &Stage, request: &Json) {
-    stage.queue.push(Vec::new(), request.to_string().into());
-}
-
 /// Each job with its state.
 fn states(answer: &Json) -> Vec<String> {
     let jobs = answer["jobs"].as_array().expect("a list").iter();
@@ -65,7 +61,7 @@ fn assert_cancelled(result: &Json, job_id: &str) {
 #[tokio::test(start_paused = true)]
 async fn a_running_job_ends_at_once_and_says_who_and_why() {
     let stage = Stage::new();
-    push(&stage, &slow("j", 600));
+    stage.push(&slow("j", 600));
     let cancelling = async {
         known(&stage, "j", true).await;
         let asked = Instant::now();
@@ -88,11 +84,11 @@ async fn a_running_job_ends_at_once_and_says_who_and_why() {
 #[tokio::test(start_paused = true)]
 async fn a_job_behind_a_busy_thread_ends_before_its_turn_and_the_others_go_on() {
     let stage = Stage::new();
-    push(&stage, &slow("first", 20));
+    stage.push(&slow("first", 20));
     let cancelling = async {
         known(&stage, "first", true).await;
-        push(&stage, &slow("second", 20));
-        push(&stage, &slow("third", 1));
+        stage.push(&slow("second", 20));
+        stage.push(&slow("third", 1));
         known(&stage, "third", false).await;
         let answer = ask(&stage, "second", BODY).await;
         assert_eq!(states(&answer), ["second cancelled"]);
@@ -106,11 +102,11 @@ async fn a_job_behind_a_busy_thread_ends_before_its_turn_and_the_others_go_on() 
 #[tokio::test(start_paused = true)]
 async fn a_job_that_has_not_come_yet_is_cancelled_when_it_comes() {
     let stage = Stage::new();
-    push(&stage, &slow("other", 5));
+    stage.push(&slow("other", 5));
     let cancelling = async {
         let answer = ask(&stage, "j", BODY).await;
         assert!(states(&answer).is_empty() && answer["message"].is_string(), "{answer}");
-        push(&stage, &slow("j", 600));
+        stage.push(&slow("j", 600));
     };
     tokio::join!(cancelling, stage.settle_all());
     let results = results(&stage);
@@ -120,9 +116,9 @@ async fn a_job_that_has_not_come_yet_is_cancelled_when_it_comes() {
 #[tokio::test(start_paused = true)]
 async fn a_job_that_has_ended_stays_as_it_is() {
     let stage = Stage::new();
-    push(&stage, &slow("j", 0));
+    stage.push(&slow("j", 0));
     stage.settle_all().await;
-    push(&stage, &slow("other", 5));
+    stage.push(&slow("other", 5));
     let cancelling = async {
         for _ in 0..2 {
             assert_eq!(states(&ask(&stage, "j", BODY).await), ["j succeeded"]);
@@ -136,10 +132,10 @@ async fn a_job_that_has_ended_stays_as_it_is() {
 #[tokio::test(start_paused = true)]
 async fn a_whole_thread_is_cancelled_and_the_first_who_asks_is_named() {
     let stage = Stage::new();
-    push(&stage, &slow("a", 600));
+    stage.push(&slow("a", 600));
     let cancelling = async {
         known(&stage, "a", true).await;
-        push(&stage, &slow("b", 600));
+        stage.push(&slow("b", 600));
         known(&stage, "b", false).await;
         let body = r#"{"kind":"thread","by":"ann","reason":"no need"}"#;
         let answer = ask(&stage, "t", body).await;
@@ -159,7 +155,7 @@ async fn a_whole_thread_is_cancelled_and_the_first_who_asks_is_named() {
 #[tokio::test(start_paused = true)]
 async fn a_job_whose_owner_is_dead_ends_with_the_next_one() {
     let stage = Stage::new();
-    push(&stage, &slow("j", 600));
+    stage.push(&slow("j", 600));
     stage.die_at_write(2, CrashPoint::After).await;
     let (answer, ()) = tokio::join!(ask(&stage, "j", BODY), stage.settle_all());
     assert_eq!(states(&answer), ["j cancelling"]);
@@ -169,7 +165,7 @@ async fn a_job_whose_owner_is_dead_ends_with_the_next_one() {
 #[tokio::test(start_paused = true)]
 async fn a_database_that_is_away_for_a_moment_only_delays_the_wish() {
     let stage = Stage::new();
-    push(&stage, &slow("j", 600));
+    stage.push(&slow("j", 600));
     let cancelling = async {
         known(&stage, "j", true).await;
         stage.store.fail_write(stage.store.writes() + 1, CrashPoint::Before);
@@ -182,7 +178,7 @@ async fn a_database_that_is_away_for_a_moment_only_delays_the_wish() {
 #[tokio::test(start_paused = true)]
 async fn a_notice_of_another_process_reaches_the_owner_before_its_next_renewal() {
     let stage = Stage::new();
-    push(&stage, &slow("j", 600));
+    stage.push(&slow("j", 600));
     let cancelling = async {
         known(&stage, "j", true).await;
         let told = Instant::now();

@@ -33,15 +33,15 @@ fn quick(job_id: &str, strategy: &str) -> Json {
 /// Runs a first job to its end, a second one into its middle, and a third one with this strategy.
 async fn three_jobs(strategy: &str) -> (Stage, Vec<Saved>) {
     let stage = Stage::new();
-    stage.queue.push(Vec::new(), quick("before", "enqueue").to_string().into());
+    stage.push(&quick("before", "enqueue"));
     stage.settle_all().await;
     let before = history(&stage).await;
-    stage.queue.push(Vec::new(), two_steps("running").to_string().into());
+    stage.push(&two_steps("running"));
     let texting = async {
         while history(&stage).await.len() < before.len() + 4 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        stage.queue.push(Vec::new(), quick("newer", strategy).to_string().into());
+        stage.push(&quick("newer", strategy));
         while !results(&stage).iter().any(|result| result["job_id"] == "newer") {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

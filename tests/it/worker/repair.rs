@@ -66,7 +66,7 @@ fn is_quiet(stage: &Stage, results: usize) -> bool {
 #[tokio::test(start_paused = true)]
 async fn a_result_between_its_end_and_its_publication_is_published_and_told_once_without_its_message() {
     let stage = Stage::new();
-    stage.queue.push(Vec::new(), quick("j").to_string().into());
+    stage.push(&quick("j"));
     // Accept, start, end.
     stage.die_at_write(3, CrashPoint::After).await;
     stage.queue.discard(1).await.expect("the twin answers");
@@ -109,7 +109,7 @@ async fn a_thread_that_cannot_be_had_does_not_keep_the_sweep_from_the_others() {
 #[tokio::test(start_paused = true)]
 async fn a_claim_that_could_not_be_given_back_is_given_back_before_it_lapses() {
     let stage = Stage::new();
-    stage.queue.push(Vec::new(), quick("j").to_string().into());
+    stage.push(&quick("j"));
     // After accept: the first commit, and the release that follows.
     stage.store.fail_writes(2, 2);
     let lease_ends = tokio::time::Instant::now() + Duration::from_secs(5);
@@ -174,7 +174,7 @@ async fn a_queued_job_that_is_too_late_ends_without_running() {
         .push(Vec::new(), request("first", json!([{ "text": "x", "delay_ms": 30_000 }])).to_string().into());
     let mut late = quick("late");
     late["config"] = json!({ "timeout_seconds": 5 });
-    stage.queue.push(Vec::new(), late.to_string().into());
+    stage.push(&late);
     stage.settle_all().await;
     let results = results(&stage);
     let ended: Vec<_> = results.iter().map(|result| (&result["job_id"], &result["error"]["type"])).collect();
@@ -192,7 +192,7 @@ async fn a_forgotten_message_of_an_unknown_job_is_run() {
 #[tokio::test(start_paused = true)]
 async fn a_message_that_comes_back_after_its_job_has_ended_is_removed_as_often_as_it_comes() {
     let stage = Stage::new();
-    stage.queue.push(Vec::new(), quick("j").to_string().into());
+    stage.push(&quick("j"));
     stage.settle_all().await;
     for _ in 0..2 {
         forget(&stage, quick("j").to_string()).await;
@@ -277,7 +277,7 @@ async fn what_somebody_else_terminated_is_noted_and_our_own_letters_stay_as_they
     let stage = Stage::new();
     stage.queue.push(Vec::new(), "not json".into());
     stage.settle_all().await;
-    stage.queue.push(Vec::new(), quick("j").to_string().into());
+    stage.push(&quick("j"));
     stage.queue.next(1).await.expect("the twin answers");
     stage.queue.settle(&Receipt("2/1".into()), Settlement::Term).await.expect("the twin answers");
     let no_advisory = async || stage.queue.advisories(10).await.is_ok_and(|left| left.is_empty());

@@ -72,6 +72,7 @@ async fn a_tool_call_that_failed_in_python_is_made_by_us_and_its_finished_siblin
         let thread = format!("half-{mode:?}");
         let mut broken = user("go");
         broken["broken"] = json!(["c2"]);
+        broken["beside"] = json!("main.tools");
         let reply = python.run(&thread, broken).await?;
         assert_eq!(reply["error"], "ValueError: the disk is full");
         ours.completed(&thread, go_on()).await?;

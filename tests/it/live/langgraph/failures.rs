@@ -65,7 +65,8 @@ async fn a_task_that_failed_in_python_is_run_again_by_us_and_its_finished_siblin
             let thread = format!("{mode:?}-{durability}");
             let broken = json!({ "broken": ["shaky"], "durability": durability });
             let failing = |more: Json| with(broken.clone(), &more);
-            let reply = python.run(&thread, failing(json!({ "input": { "n": 1 } }))).await?;
+            let reply =
+                python.run(&thread, failing(json!({ "input": { "n": 1 }, "beside": "fine" }))).await?;
             let expected = (&json!("ValueError: boom"), &json!(["shaky"]));
             assert_eq!((&reply["error"], &reply["state"]["next"]), expected, "{thread}");
             let reply = python.run(&thread, failing(json!({ "change": { "log": ["told"] } }))).await?;
@@ -94,8 +95,8 @@ async fn a_jump_beside_a_failed_task_is_not_made_twice() -> Result<()> {
     assert_eq!(reply["state"]["values"]["log"], log);
 
     let broken = json!(["shaky"]);
-    python.run("python", json!({ "input": { "n": 1 }, "broken": broken })).await?;
-    let reply = python.run("python", json!({ "goto": "after", "broken": broken })).await?;
+    python.run("python", json!({ "input": { "n": 1 }, "broken": broken, "beside": "fine" })).await?;
+    let reply = python.run("python", json!({ "goto": "after", "broken": broken, "beside": "after" })).await?;
     assert_eq!((&reply["ran"], &reply["state"]["next"]), (&json!(["after", "shaky"]), &json!(["shaky"])));
     let data = ours.completed("python", go_on()).await?;
     let log = json!(["after by python", "fine by python", "shaky by rust with 2", "after by rust"]);
@@ -108,7 +109,7 @@ async fn a_finished_task_of_python_that_overwrote_a_channel_has_overwritten_it_h
     let mut ours = Ours::start(definition()).await?;
     let mut python = Python::start(&ours.world, "failing", Mode::Strict).await?;
     let input = json!({ "n": "overwrite", "log": ["before"] });
-    python.run("t", json!({ "input": input, "broken": ["shaky"] })).await?;
+    python.run("t", json!({ "input": input, "broken": ["shaky"], "beside": "fine" })).await?;
     let data = ours.completed("t", json!({ "command": { "update": { "n": 1 } } })).await?;
     let log = json!(["fine by python", "after by rust"]);
     assert_eq!(data["result"]["output"]["log"], log);

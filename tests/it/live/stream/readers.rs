@@ -1,17 +1,46 @@
 //! What readers of a thread get, and what they are told of what they cannot get.
 
+use std::ops::RangeInclusive;
+
 use super::*;
+
+/// A server, somebody who sends the events of its thread, and somebody who reads them.
+struct Watched {
+    redis: Redis,
+    sender: Sender,
+    emitter: Emitter,
+    reader: Reader,
+}
+
+impl Watched {
+    async fn start() -> Self {
+        let redis = Redis::start().await.expect("the server starts");
+        let sender = Sender::start(&redis);
+        Self { emitter: sender.emitter(1), reader: connected(&redis).await, sender, redis }
+    }
+}
+
+async fn connected(redis: &Redis) -> Reader {
+    Reader::connect(Config::new(redis.url().into())).await.expect("the server answers")
+}
+
+/// Reads the events with these numbers, and no other.
+async fn read_all(
+    events: &mut (impl Stream<Item = Result<Followed, Error>> + Unpin),
+    numbers: RangeInclusive<u64>,
+) {
+    for seq in numbers {
+        assert_eq!(read(events).await.id.seq, seq, "nothing is missing");
+    }
+}
 
 #[tokio::test]
 async fn a_late_reader_gets_the_stream_and_then_the_channel_without_a_gap() {
-    let redis = Redis::start().await.unwrap();
-    let sender = Sender::start(&redis);
-    let emitter = sender.emitter(1);
+    let Watched { redis: _redis, sender, emitter, reader } = Watched::start().await;
     for _ in 0..600 {
         emit_token(&emitter, "early");
     }
     sender.flush().await;
-    let reader = Reader::connect(Config::new(redis.url().into())).await.unwrap();
     let mut events = Box::pin(reader.follow(&thread(), None));
     let mut resumed = Box::pin(reader.follow(&thread(), Some(EntryId { epoch: Epoch(1), seq: 598 })));
     assert_eq!(read(&mut events).await.id.seq, 1);
@@ -24,17 +53,12 @@ async fn a_late_reader_gets_the_stream_and_then_the_channel_without_a_gap() {
         assert_eq!((event.id.seq, event.event_type.as_str()), (seq, "on_llm_stream"));
     }
     assert_eq!(read(&mut events).await.event_type, "end");
-    for seq in 599..=1200 {
-        assert_eq!(read(&mut resumed).await.id.seq, seq);
-    }
+    read_all(&mut resumed, 599..=1200).await;
 }
 
 #[tokio::test]
 async fn a_reader_hears_the_text_so_far_over_the_channel() {
-    let redis = Redis::start().await.unwrap();
-    let sender = Sender::start(&redis);
-    let emitter = sender.emitter(1);
-    let reader = Reader::connect(Config::new(redis.url().into())).await.unwrap();
+    let Watched { redis: _redis, sender: _sender, emitter, reader } = Watched::start().await;
     let mut events = Box::pin(reader.follow(&thread(), None));
     emit(&emitter, EventType::AttemptStart);
     assert_eq!(read(&mut events).await.id.seq, 1);
@@ -45,10 +69,7 @@ async fn a_reader_hears_the_text_so_far_over_the_channel() {
 
 #[tokio::test]
 async fn a_reader_fills_the_gap_after_the_server_was_away() {
-    let redis = Redis::start().await.unwrap();
-    let sender = Sender::start(&redis);
-    let emitter = sender.emitter(1);
-    let reader = Reader::connect(Config::new(redis.url().into())).await.unwrap();
+    let Watched { redis, sender, emitter, reader } = Watched::start().await;
     let mut events = Box::pin(reader.follow(&thread(), None));
     emit(&emitter, EventType::AttemptStart);
     assert_eq!(read(&mut events).await.id.seq, 1);
@@ -59,9 +80,7 @@ async fn a_reader_fills_the_gap_after_the_server_was_away() {
     redis.start_again().await.unwrap();
     sender.flush().await;
     emit(&emitter, EventType::End);
-    for seq in 2..=52 {
-        assert_eq!(read(&mut events).await.id.seq, seq);
-    }
+    read_all(&mut events, 2..=52).await;
     emit_token(&emitter, "a");
     let event = read(&mut events).await;
     assert!(event.json.contains("cumulative_text"), "the channel is heard again: {}", event.json);
@@ -69,11 +88,9 @@ async fn a_reader_fills_the_gap_after_the_server_was_away() {
 
 #[tokio::test]
 async fn a_reader_finds_in_the_stream_what_the_channel_lost() {
-    let redis = Redis::start().await.unwrap();
-    let sender = Sender::start(&redis);
-    let reader = Reader::connect(Config::new(redis.url().into())).await.unwrap();
+    let Watched { redis, sender: _sender, emitter, reader } = Watched::start().await;
     let mut events = Box::pin(reader.follow(&thread(), None));
-    emit(&sender.emitter(1), EventType::AttemptStart);
+    emit(&emitter, EventType::AttemptStart);
     assert_eq!(read(&mut events).await.id.seq, 1);
     let mut raw = Raw::connect(&redis).await;
     let key = "langgraph:stream:t 1";
@@ -84,8 +101,7 @@ async fn a_reader_finds_in_the_stream_what_the_channel_lost() {
             raw.call(&["PUBLISH", key, &event]).await;
         }
     }
-    assert_eq!(read(&mut events).await.id.seq, 2);
-    assert_eq!(read(&mut events).await.id.seq, 3);
+    read_all(&mut events, 2..=3).await;
 }
 
 #[tokio::test]
@@ -101,7 +117,7 @@ async fn a_reader_is_told_of_a_hole_between_the_events_around_it() {
     let redis = Redis::start().await.unwrap();
     let sender = Sender::start_with(Config { max_events: 10, ..Config::new(redis.url().into()) });
     let emitter = sender.emitter(1);
-    let reader = Reader::connect(Config::new(redis.url().into())).await.unwrap();
+    let reader = connected(&redis).await;
     let mut live = Box::pin(reader.follow(&thread(), None));
     emit(&emitter, EventType::AttemptStart);
     sender.flush().await;
@@ -141,8 +157,7 @@ async fn a_reader_is_told_of_a_hole_between_the_events_around_it() {
 
 #[tokio::test]
 async fn a_reader_is_told_that_old_events_were_trimmed_or_expired() {
-    let redis = Redis::start().await.unwrap();
-    let sender = Sender::start(&redis);
+    let Watched { redis, sender, reader, .. } = Watched::start().await;
     let emitter = sender.emitter(3);
     for _ in 0..20 {
         emit(&emitter, EventType::Custom);
@@ -151,7 +166,6 @@ async fn a_reader_is_told_that_old_events_were_trimmed_or_expired() {
     let mut raw = Raw::connect(&redis).await;
     let key = "langgraph:stream:t 1";
     raw.call(&["XTRIM", key, "MAXLEN", "5"]).await;
-    let reader = Reader::connect(Config::new(redis.url().into())).await.unwrap();
     let mut from_start = Box::pin(reader.follow(&thread(), None));
     let mut resumed = Box::pin(reader.follow(&thread(), Some("3-7".parse().unwrap())));
     let mut beside = Box::pin(reader.follow(&thread(), Some("3-15".parse().unwrap())));
@@ -161,9 +175,7 @@ async fn a_reader_is_told_that_old_events_were_trimmed_or_expired() {
         "the stream begins with 3-16; what came between 3-7 and it is gone"
     );
     for events in [&mut from_start, &mut resumed, &mut beside] {
-        for seq in 16..=20 {
-            assert_eq!(read(events).await.id.seq, seq, "nothing is missing from here on");
-        }
+        read_all(events, 16..=20).await;
     }
     raw.call(&["PEXPIRE", key, "1"]).await;
     let gone = "the stream is gone; what came after 3-20 may be missing";
@@ -178,17 +190,12 @@ async fn a_reader_is_told_that_old_events_were_trimmed_or_expired() {
 
 #[tokio::test]
 async fn a_reader_is_told_of_a_restart_that_lost_the_stream() {
-    let redis = Redis::start().await.unwrap();
-    let sender = Sender::start(&redis);
-    let emitter = sender.emitter(1);
-    let reader = Reader::connect(Config::new(redis.url().into())).await.unwrap();
+    let Watched { redis, sender: _sender, emitter, reader } = Watched::start().await;
     let mut events = Box::pin(reader.follow(&thread(), None));
     for _ in 0..3 {
         emit(&emitter, EventType::Custom);
     }
-    for seq in 1..=3 {
-        assert_eq!(read(&mut events).await.id.seq, seq);
-    }
+    read_all(&mut events, 1..=3).await;
     // As a server without a disk: what it had is gone with it.
     Raw::connect(&redis).await.call(&["FLUSHALL"]).await;
     redis.kill().unwrap();

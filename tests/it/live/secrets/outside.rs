@@ -1,0 +1,149 @@
+//! The world outside, which knows secrets and repeats them: a model, a tool's server, a collector of traces, a sink.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::Result;
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde_json::{Value as Json, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use super::{
+    IN_ENVIRONMENT, IN_FILE, IN_FOLDER, IN_VAULT, MODEL_KEY, NAMED_IN_ARGUMENTS, NAMED_IN_ERROR, Outputs,
+};
+
+/// The server; it ends when it is dropped.
+pub(super) struct Outside {
+    pub(super) url: String,
+    heard: Heard,
+    _end: DropGuard,
+}
+
+#[derive(Clone, Default)]
+struct Heard {
+    /// Every request's headers.
+    headers: Arc<Mutex<Vec<String>>>,
+    /// Bodies that are outputs of the program.
+    bodies: Arc<Mutex<Outputs>>,
+}
+
+impl Heard {
+    fn note(&self, headers: &HeaderMap) {
+        let values = headers.values().map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+        self.headers.lock().unwrap_or_else(PoisonError::into_inner).extend(values);
+    }
+
+    fn keep(&self, name: &str, body: &Bytes) {
+        self.bodies.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), body.to_vec()));
+    }
+}
+
+impl Outside {
+    pub(super) async fn start() -> Result<Self> {
+        let heard = Heard::default();
+        let router = Router::new()
+            .route("/v1/chat/completions", post(answer))
+            .route("/echo/{note}", post(echo))
+            .route("/v1/traces", post(traces))
+            .route("/sink", post(sink))
+            .with_state(heard.clone());
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let url = format!("http://{}", listener.local_addr()?);
+        let end = CancellationToken::new();
+        let ended = end.clone().cancelled_owned();
+        TaskTracker::new().spawn(axum::serve(listener, router).with_graceful_shutdown(ended).into_future());
+        Ok(Self { url, heard, _end: end.drop_guard() })
+    }
+
+    /// Whether a request has had this in a header.
+    pub(super) fn heard(&self, secret: &str) -> bool {
+        let headers = self.heard.headers.lock().unwrap_or_else(PoisonError::into_inner);
+        headers.iter().any(|header| header.contains(secret))
+    }
+
+    /// Traces and results.
+    pub(super) fn received(&self) -> Outputs {
+        self.heard.bodies.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+async fn traces(State(heard): State<Heard>, headers: HeaderMap, body: Bytes) {
+    heard.note(&headers);
+    heard.keep("traces", &body);
+}
+
+async fn sink(State(heard): State<Heard>, body: Bytes) {
+    heard.keep("sink", &body);
+}
+
+/// Sends back what came: the address, and every header as it is, percent-encoded and in base64.
+async fn echo(State(heard): State<Heard>, headers: HeaderMap, uri: Uri, body: String) -> String {
+    heard.note(&headers);
+    let mut lines = vec![uri.to_string(), body];
+    for (name, value) in &headers {
+        let value = String::from_utf8_lossy(value.as_bytes());
+        let percent: String = value
+            .bytes()
+            .map(|byte| match byte {
+                b'-' | b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
+                _ => format!("%{byte:02X}"),
+            })
+            .collect();
+        lines.push(format!("{name}: {value} {percent} {}", STANDARD.encode(&*value)));
+    }
+    lines.join("\n")
+}
+
+/// The model `bad` refuses and repeats what it was sent; the other calls the tool and repeats what it knows.
+async fn answer(State(heard): State<Heard>, headers: HeaderMap, body: String) -> Response {
+    heard.note(&headers);
+    let request: Json = serde_json::from_str(&body).unwrap_or_default();
+    if request["model"] == "bad" {
+        let message = format!("password={NAMED_IN_ERROR}, {IN_VAULT}, {MODEL_KEY}: {headers:?}");
+        let body = json!({ "error": { "message": message, "type": "invalid_request_error" } }).to_string();
+        return (StatusCode::BAD_REQUEST, body).into_response();
+    }
+    let has_answer = body.contains("\"tool_call_id\"");
+    let deltas = if has_answer { last(&body) } else { first() };
+    let chunk = |delta: &Json, reason: Json| {
+        let chunk = json!({ "id": "c", "object": "chat.completion.chunk", "model": "good",
+            "choices": [{ "index": 0, "delta": delta, "finish_reason": reason }] });
+        format!("data: {chunk}\n\n")
+    };
+    let mut text: String = deltas.iter().map(|delta| chunk(delta, Json::Null)).collect();
+    text.push_str(&chunk(&json!({}), json!(if has_answer { "stop" } else { "tool_calls" })));
+    text.push_str("data: [DONE]\n\n");
+    ([("content-type", "text/event-stream")], text).into_response()
+}
+
+/// A secret in two pieces of text, and a call with secrets in its arguments.
+fn first() -> Vec<Json> {
+    let (head, tail) = IN_ENVIRONMENT.split_at(7);
+    let arguments = json!({ "note": IN_FILE, "password": NAMED_IN_ARGUMENTS, "max_tokens": 7 }).to_string();
+    let (begin, end) = arguments.split_at(16);
+    let call = |more: Json| json!({ "tool_calls": [more] });
+    vec![
+        json!({ "role": "assistant", "content": format!("I use {head}") }),
+        json!({ "content": format!("{tail} now.") }),
+        call(
+            json!({ "index": 0, "id": "call_1", "type": "function", "function": { "name": "echo", "arguments": begin } }),
+        ),
+        call(json!({ "index": 0, "function": { "arguments": end } })),
+    ]
+}
+
+/// The answer to a conversation in which `body` has everything that the tool said.
+fn last(body: &str) -> Vec<Json> {
+    let tells = [IN_ENVIRONMENT, IN_FILE, IN_FOLDER, IN_VAULT]
+        .map(|secret| format!("{secret} {}", body.contains(secret)));
+    vec![
+        json!({ "role": "assistant", "content": format!("A token is of no interest: {}", tells.join(", ")) }),
+    ]
+}
