@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Crossplane's definitions as code: writes crossplane/v1/*.yaml and crossplane/v2/*.yaml; `--check` only compares.
+"""Crossplane's definitions as code: writes crossplane/v1 and crossplane/v2; `--check` only compares.
 
 The three kinds are described once. `v1` is for Crossplane 1.20 and for claims in 2.x: cluster-scoped composites, claims in
 namespaces, everything composed through provider-kubernetes. `v2` is the namespaced form of Crossplane 2.x, without claims.
@@ -15,13 +15,15 @@ GROUP = "platform.agent-executor.dev"
 FUNCTION = {"name": "function-patch-and-transform"}
 HEADER = "# Made by crossplane/compositions.py; change it there.\n"
 
-# cpu, memory, and instances of a size.
+# cpu, memory, and instances of a size; then what a pod of the service may hold: jobs, bytes of messages, connections.
 SIZES = {
-    "micro": ("100m", "256Mi", 1),
-    "small": ("250m", "512Mi", 1),
-    "medium": ("1", "2Gi", 2),
-    "large": ("4", "8Gi", 3),
+    "micro": ("100m", "256Mi", 1, 10, 33554432, 4),
+    "small": ("250m", "512Mi", 1, 50, 134217728, 8),
+    "medium": ("1", "2Gi", 2, 200, 536870912, 16),
+    "large": ("4", "8Gi", 3, 800, 2147483648, 32),
 }
+# Settings of the service that go with its size.
+SIZED_SETTINGS = {"MAX_CONCURRENT_JOBS": 3, "MAX_BYTES_IN_FLIGHT": 4, "POSTGRES_MAX_CONNECTIONS": 5}
 
 
 # ---------------------------------------------------------------- patches
@@ -161,6 +163,7 @@ def service(form):
         "args": ["serve"],
         "ports": [{"name": "http", "containerPort": 8080}],
         "env": [{"name": "NATS_URL"}, {"name": "NATS_EXECUTION_STREAM"}, {"name": "NATS_CONSUMER"},
+                *({"name": name} for name in SIZED_SETTINGS),
                 {"name": "SHUTDOWN_GRACE_SECONDS", "value": "60"},
                 {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
         "envFrom": [{"secretRef": {"name": "x"}}, {"secretRef": {"name": "x"}}, {"secretRef": {"name": "x"}}],
@@ -194,6 +197,7 @@ def service(form):
         copied("spec.secrets.service", inside + "envFrom[2].secretRef.name"),
         sized(0, inside + "resources.requests.cpu"), sized(1, inside + "resources.requests.memory"),
         sized(1, inside + "resources.limits.memory"),
+        *(sized(position, f"{inside}env[{at}].value") for at, position in enumerate(SIZED_SETTINGS.values(), start=3)),
     ]
     door = {"apiVersion": "v1", "kind": "Service",
             "spec": {"selector": {}, "ports": [{"name": "http", "port": 8080, "targetPort": "http"}]}}
@@ -202,6 +206,11 @@ def service(form):
         "spec": {
             "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "x"},
             "minReplicaCount": 1, "maxReplicaCount": 10, "pollingInterval": 5, "cooldownPeriod": 30,
+            "advanced": {"restoreToOriginalReplicaCount": False, "horizontalPodAutoscalerConfig": {"behavior": {
+                "scaleUp": {"stabilizationWindowSeconds": 0, "selectPolicy": "Max", "policies": [
+                    {"type": "Percent", "value": 100, "periodSeconds": 15}, {"type": "Pods", "value": 4, "periodSeconds": 15}]},
+                "scaleDown": {"stabilizationWindowSeconds": 120, "selectPolicy": "Max", "policies": [
+                    {"type": "Pods", "value": 1, "periodSeconds": 30}]}}}},
             "triggers": [{"type": "nats-jetstream", "metadata": {
                 "natsServerMonitoringEndpoint": "x", "account": "$G", "stream": "x", "consumer": "x", "lagThreshold": "5",
                 "activationLagThreshold": "0"}}],
@@ -259,7 +268,7 @@ KINDS = {
             "image": text(), "size": SIZE,
             "nats": part({
                 "url": text("nats://nats.nats.svc.cluster.local:4222"), "account": text("$G"),
-                "monitoringEndpoint": text("nats.nats.svc.cluster.local:8222"),
+                "monitoringEndpoint": text("nats-headless.nats.svc.cluster.local:8222"),
                 "stream": text("AGENT_EXECUTION"), "consumer": text("agent-executor-workers")}),
             "scaling": part({"min": number(1, 0, 1000), "max": number(10, 1, 1000), "lagThreshold": number(5, 1, 5000)}),
             "secrets": part({"postgres": text(), "dragonfly": text(), "service": text()}, ("postgres", "dragonfly", "service")),
@@ -342,7 +351,8 @@ def rendered():
         for kind in KINDS:
             documents = [definition(kind, version), composition(kind, version)]
             files[f"{version}/{kind.lower()}.yaml"] = documents
-        files[f"{version}/examples.yaml"] = [example(kind, version) for kind in KINDS]
+        # Not beside the definitions: whoever applies those asks for no database yet.
+        files[f"{version}/examples/claims.yaml"] = [example(kind, version) for kind in KINDS]
     return {name: HEADER + yaml.dump_all(documents, Dumper=Plain, sort_keys=False, width=120)
             for name, documents in files.items()}
 
@@ -350,13 +360,13 @@ def rendered():
 def main():
     files = rendered()
     if sys.argv[1:] == ["--check"]:
-        there = {str(path.relative_to(HERE)): path.read_text() for path in HERE.glob("v*/*.yaml")}
+        there = {str(path.relative_to(HERE)): path.read_text() for path in HERE.glob("v*/**/*.yaml")}
         wrong = sorted(name for name in files.keys() | there.keys() if files.get(name) != there.get(name))
         if wrong:
             sys.exit(f"not what crossplane/compositions.py makes: {', '.join(wrong)}; run it again")
         return
     for name, text_of in files.items():
-        (HERE / name).parent.mkdir(exist_ok=True)
+        (HERE / name).parent.mkdir(parents=True, exist_ok=True)
         (HERE / name).write_text(text_of)
 
 

@@ -44,10 +44,6 @@ def share(part, whole):
     return f"({part}) / clamp_min({whole}, 1e-9)"
 
 
-def tokens(kind):
-    return rate(A + "llm_tokens_total", more=f',kind="{kind}"')
-
-
 A = "agent_executor_"
 DASHBOARDS = {
     "overview": ("Overview", [
@@ -98,6 +94,14 @@ DASHBOARDS = {
             ("Calls at once, of the most allowed", "percentunit", [
                 ("model calls", f'max({A}in_use{{{SELECT},kind="model_calls"}} / {A}limit{{{SELECT},kind="model_calls"}})')]),
         ]),
+        ("Limits of the providers", [
+            ("Calls that wait for their turn", "short", [("{{provider}}", total(A + "llm_waiting", "provider"))]),
+            ("95th percentile of a wait", "s", [("{{provider}}", quantile(0.95, A + "llm_wait_seconds", "provider"))]),
+            ("Pods that do not ask a provider, because it fails", "short", [
+                ("{{provider}}", total(A + "llm_breaker_open", "provider"))]),
+            ("Share of pods that share the limits", "percentunit", [
+                ("{{provider}}", f"avg by (provider) ({A}llm_limits_shared{{{SELECT}}})")]),
+        ]),
         ("Tokens", [
             ("Tokens, by kind", "ops", [("{{kind}}", rate(A + "llm_tokens_total", "kind"))]),
             ("Tokens, by model", "ops", [
@@ -105,9 +109,12 @@ DASHBOARDS = {
             ("Input that came from the provider's cache", "percentunit", [
                 ("{{provider}} {{model}}", rate(A + "llm_tokens_total", "provider, model", ',kind="cache_read"')
                  + " / " + rate(A + "llm_tokens_total", "provider, model", ',kind="input"'))]),
-            ("Cost per hour at the prices above", "currencyUSD", [
-                ("dollars per hour", f"3600 * ({tokens('input')} * $input_price + "
-                                     f"{tokens('output')} * $output_price) / 1e6")]),
+            ("Cost per hour, by model", "currencyUSD", [
+                ("{{provider}} {{model}}", "3600 * " + rate(A + "llm_cost_usd_total", "provider, model"))]),
+            ("Calls whose price is not known", "ops", [
+                ("{{provider}} {{model}}", rate(A + "llm_unpriced_calls_total", "provider, model"))]),
+            ("Kept answers, by outcome of the look", "ops", [
+                ("{{outcome}}", rate(A + "llm_cache_total", "outcome"))]),
             ("Time to the first token", "s", quantiles(A + "time_to_first_token_seconds")),
         ]),
     ]),
@@ -188,11 +195,6 @@ def choice(name, query):
             "allValue": ".*", "current": {"text": "All", "value": "$__all"}}
 
 
-def price(name, label, dollars):
-    return {"name": name, "label": label, "type": "textbox", "query": dollars,
-            "current": {"text": dollars, "value": dollars}}
-
-
 def dashboard(slug, title, rows):
     panels, top, number = [], 0, 1
     for name, members in rows:
@@ -210,9 +212,6 @@ def dashboard(slug, title, rows):
         choice("namespace", f"label_values({A}build_info, namespace)"),
         choice("job", f'label_values({A}build_info{{namespace=~"$namespace"}}, job)'),
     ]
-    if slug == "models":
-        variables += [price("input_price", "$ per million input tokens", "2.5"),
-                      price("output_price", "$ per million output tokens", "10")]
     return {
         "uid": f"agent-executor-{slug}",
         "title": f"agent-executor / {title}",

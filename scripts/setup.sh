@@ -1,6 +1,6 @@
 #!/bin/sh
 # Gets what the tests and the demo need beyond a Rust toolchain: nats-server, redis-server, PostgreSQL, a Python that
-# can make virtual environments, jq and a C compiler. Does nothing when all is there, starts no service, and may be
+# can make virtual environments, jq, a C compiler and npm. Does nothing when all is there, starts no service, and may be
 # run again at any time. Where apt or the right to use it is missing, it says what to install and exits with 1.
 set -eu
 
@@ -18,6 +18,8 @@ missing() {
     has_venv || echo python3-venv
     has jq || echo jq
     has cc || echo build-essential
+    has node || echo nodejs
+    has npm || echo npm
 }
 
 if ! has cargo; then
@@ -33,7 +35,7 @@ give_up() {
     echo "setup: $1" >&2
     echo "setup: install these yourself, then run make again: $packages" >&2
     echo "setup: (the names are Debian's; elsewhere: the NATS server with JetStream, Redis or Valkey, PostgreSQL 14 or" >&2
-    echo "setup: newer with its client programs, Python 3.10 or newer with venv and pip, jq, a C compiler)" >&2
+    echo "setup: newer with its client programs, Python 3.10 or newer with venv and pip, jq, a C compiler, Node.js with npm)" >&2
     exit 1
 }
 

@@ -2,10 +2,13 @@
 
 The tests beside this file run each check on the real files and on a planted mistake.
 """
+import concurrent.futures
+import itertools
 import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -40,7 +43,8 @@ def values_files():
     for size in ("micro", "small", "large"):
         files[f"prod-{size}"] = [prod, CHART / f"values-{size}.yaml"]
     files["prod-scale-to-zero"] = [prod, CHART / "values-scale-to-zero.yaml"]
-    files["prod-green"] = [prod, CHART / "values-green.yaml"]
+    for name in ("green", "canary", "scripts"):
+        files[f"prod-{name}"] = [prod, CHART / f"values-{name}.yaml"]
     files["defaults"] = []
     return files
 
@@ -54,9 +58,9 @@ def lint(values=(), settings=(), chart=CHART):
     return complaint(run("helm", "lint", "--strict", chart, *_flags(values, settings)))
 
 
-def render(values=(), settings=(), chart=CHART):
+def render(values=(), settings=(), chart=CHART, release="agent-executor"):
     """The manifests; raises with helm's words when it refuses."""
-    command = ["helm", "template", "agent-executor", chart, "--namespace", NAMESPACE, "--kube-version", KUBERNETES,
+    command = ["helm", "template", release, chart, "--namespace", NAMESPACE, "--kube-version", KUBERNETES,
                *map(str, _flags(values, settings))]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
     if done.returncode:
@@ -234,6 +238,23 @@ def scaling_problems(scaled, documents):
                        for metadata in asked for field, name in pairs if metadata[field] != settings.get(name)]
 
 
+def shared_problems(first, second):
+    """What two releases in one namespace would both make: objects, streams, dashboards, alerts."""
+    def made(documents):
+        for document in documents:
+            kind = document["kind"]
+            yield f"{kind} {document['metadata']['name']}"
+            if kind in ("Stream", "Consumer"):
+                yield f"{kind} {document['spec'].get('durableName') or document['spec']['name']} of NATS"
+            if kind == "ConfigMap":
+                yield from (f"dashboard {name}" for name in document["data"] if name.endswith(".json") and name != "request.json")
+            if kind == "PrometheusRule":
+                yield from (f"alert {rule['alert']}" for group in document["spec"]["groups"] for rule in group["rules"])
+            if kind == "ExternalSecret":
+                yield f"Secret {document['spec']['target']['name']}"
+    return [f"both make {what}" for what in sorted(set(made(first)) & set(made(second)))]
+
+
 def network_problems(documents):
     """Whether everything is denied first, and each neighbour's port is open."""
     policies = of_kind(documents, "NetworkPolicy")
@@ -353,29 +374,97 @@ def link_problems(paths, root=ROOT):
     return problems
 
 
-# Commands that have commands.
-NESTED = ("agents", "dlq", "threads")
+def code_lines(text):
+    """Everything in a document that is set as code, and whether it is a line of its own: continued ones are joined."""
+    text = re.sub(r"\\\n\s*", "", text)
+    fenced = False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            yield line.strip(), True
+        else:
+            yield from ((span, False) for span in re.findall(r"`([^`]+)`", line))
+
+
+# What documents say in place of something that has a form.
+EXAMPLES = {"ID": "1ef4f797-8335-6428-8001-8a1503f9b875"}
+
+
+def documented_commands(text):
+    """Arguments of every call of our program in a document, as a shell would give them."""
+    for line, is_call in code_lines(text):
+        call = re.search(r"(?:^|[\s/])agent-executor +([a-z][a-z-]*(?: .*|$))|cargo run .*-- +([a-z].*)", line)
+        if not call or re.match(r"helm |kubectl (?!.*exec)", line):
+            continue
+        words = shlex.shlex(call[1] or call[2], posix=True, punctuation_chars="|&;<>()")
+        words.whitespace_split = True
+        arguments = [word for word in itertools.takewhile(lambda word: not set(word) <= set("|&;<>()"), words) if word[0] != "["]
+        # "as `agent-executor dlq replay` does" names a command and is no call of it.
+        is_name = not is_call and len(arguments) <= 2 and all(re.fullmatch(r"[a-z-]+", word) for word in arguments)
+        yield line, [*arguments, "--help"] if is_name else [EXAMPLES.get(word, word) for word in arguments]
+
+
+# Nobody listens on port 1. What a command would do afterwards is not waited for: wrong usage ends it at once.
+UNREACHABLE = {"NATS_URL": "nats://127.0.0.1:1", "DATABASE_URL": "postgres://x@127.0.0.1:1/x",
+               "DRAGONFLY_URL": "redis://127.0.0.1:1", "PORT": "0", "LISTEN_ADDRESS": "127.0.0.1"}
+WRONG_USAGE = 2
+
+
+def usage_problem(binary, arguments):
+    """What the program says when it cannot read its arguments; settings without a meaning are no usage of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            done = subprocess.run([binary, *arguments], cwd=folder, env={**UNREACHABLE, "HOME": folder, "PATH": ""},
+                                  stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=5)
+        except subprocess.TimeoutExpired:
+            return None
+    return done.stderr.strip().splitlines()[0] if done.returncode == WRONG_USAGE else None
 
 
 def command_problems(paths, binary, root=ROOT):
-    """Commands of our program that documents name and it does not have, or whose flags it does not have."""
-    helps, problems = {}, []
-    for path in paths:
-        for line in path.read_text().splitlines():
-            for command, rest in re.findall(r"(?:^|[ /`])agent-executor ([a-z][a-z-]*)((?: [^`#|&;]*)?)", line):
-                inside = line.startswith("    ") or re.search(rf"`[^`]*agent-executor {command}\b[^`]*`", line)
-                if not inside or command in ("charts", "is"):
-                    continue
-                words = [word for word in rest.split() if re.fullmatch(r"[a-z]+", word)]
-                page = (command, *words[:1]) if command in NESTED else (command,)
-                if page not in helps:
-                    code, text = run(binary, *page, "--help")
-                    helps[page] = text if code == 0 else None
-                if helps[page] is None:
-                    problems.append(f"{path.relative_to(root)}: there is no command {' '.join(page)!r}: {line.strip()}")
-                    continue
-                problems += [f"{path.relative_to(root)}: {command} has no {flag}: {line.strip()}"
-                             for flag in re.findall(r"(?<= )--[a-z][a-z-]*", rest) if flag not in helps[page]]
+    """Calls of our program in documents that it does not understand. Each is really made, with no server to be found."""
+    calls = [(path, line, arguments) for path in paths for line, arguments in documented_commands(path.read_text())]
+    distinct = sorted({tuple(arguments) for _, _, arguments in calls})
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        said = dict(zip(distinct, pool.map(lambda arguments: usage_problem(binary, arguments), distinct), strict=True))
+    return [f"{path.relative_to(root)}: {said[tuple(arguments)]}: {line}" for path, line, arguments in calls
+            if said[tuple(arguments)]]
+
+
+# Names in capitals that are neither settings nor error codes of ours: of builds and tests, of shells and libraries, of a
+# definition's `errors`, and two slips that the README shows.
+FOREIGN = {"AGENT_EXECUTOR_CONFIG", "GIT_COMMIT", "RUST_IMAGE", "PYTHON_IMAGE", "K8S_SCHEMAS", "UPDATE_EXPECT", "HTTP_PROXY",
+           "HTTPS_PROXY", "SSL_CERT_FILE", "XDG_STATE_HOME", "UNKNOWN_WISH", "NATS_ULR", "STREAM_MAX_LENGTH"}
+
+
+def capital_problems(text):
+    """Settings and error codes in a document's code that nobody knows."""
+    codes = set(re.findall(r"^#+ ([A-Z][A-Z0-9_]+)$", (ROOT / "TROUBLESHOOTING.md").read_text(), re.M))
+    streams = {value for name in ("values", "values-green")
+               for value in yaml.safe_load((CHART / f"{name}.yaml").read_text())["nats"].values() if isinstance(value, str)}
+    known, problems = known_settings(), []
+    names = {name for line, _ in code_lines(text) for name in re.findall(r"(?<![\w$.])[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+(?![\w…])", line)}
+    for name in sorted(names - codes - streams - FOREIGN):
+        if not known.fullmatch(name):
+            problems.append(f"{name} is neither a setting nor an error code")
+    return problems
+
+
+def value_problems(text):
+    """Values of the chart in a document that the chart does not have."""
+    values, problems = yaml.safe_load((CHART / "values.yaml").read_text()), []
+    named = {name for line, _ in code_lines(text)
+             for name in re.findall(r"(?:--set |,|^)([a-zA-Z]+(?:\.[a-zA-Z_]+)+)(?==|$|:|,)", line)}
+    for name in sorted(named):
+        first, *rest = name.split(".")
+        if first not in values or first == "config":
+            continue
+        value = values[first]
+        for part in rest:
+            value = value.get(part) if isinstance(value, dict) else None
+        if value is None:
+            problems.append(f"the chart has no {name}")
     return problems
 
 

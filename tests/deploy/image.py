@@ -13,8 +13,8 @@ import uuid
 import checks
 
 MEGABYTE = 1_000_000
-# Of the optimized program; one that was built for tests is about twice as large.
-LARGEST = {"release": 40 * MEGABYTE, "debug": 80 * MEGABYTE}
+# Of the program as the image has it (profile `dist`); one that was built for tests is more than twice as large.
+LARGEST = {"dist": 40 * MEGABYTE, "debug": 100 * MEGABYTE}
 
 
 def binary():
@@ -22,7 +22,7 @@ def binary():
 
 
 def profile():
-    return "release" if binary().parent.name == "release" else "debug"
+    return "dist" if binary().parent.name == "dist" else "debug"
 
 
 def size_of(folder):
@@ -68,6 +68,22 @@ def layer_problems(dockerfile, folder):
     return checks.complaint(checks.run(*command, folder=folder))
 
 
+def version_problems(dockerfile, chart, cargo):
+    """Versions that must be the same in several files: of the program, of Rust, of the Debian that both bases are."""
+    version = re.search(r'^version = "(.+)"', cargo, re.M)[1]
+    problems = [f"the Dockerfile labels version {found}, Cargo.toml says {version}"
+                for found in re.findall(r"^ARG VERSION=(.+)$", dockerfile, re.M) if found != version]
+    problems += [f"the chart's {field} is {found}, Cargo.toml says {version}"
+                 for field, found in re.findall(r"^(version|appVersion): (.+)$", chart, re.M) if found != version]
+    bases = dict(re.findall(r"^ARG (RUST_IMAGE|PYTHON_IMAGE)=(.+)$", dockerfile, re.M))
+    rust = re.search(r'^rust-version = "(.+)"', cargo, re.M)[1]
+    if f":{rust}-" not in bases["RUST_IMAGE"]:
+        problems.append(f"RUST_IMAGE is {bases['RUST_IMAGE']}, Cargo.toml wants {rust}")
+    if len({base.rpartition("-")[2] for base in bases.values()}) != 1:
+        problems.append(f"the bases are of different Debians, and the program names its C library: {bases}")
+    return problems
+
+
 def outside_problems(dockerfile):
     """Files that the sources compile in, and the image's build does not have."""
     copied = set(re.findall(r"^COPY (?!--from)(?:.* )?(\S+) \S+$", dockerfile, re.M))
@@ -100,11 +116,21 @@ class Builder:
         subprocess.run([checks.ROOT / "scripts/image-rootfs.sh", binary(), made / "rootfs"], check=True, timeout=120)
         return made
 
-    def build(self, dockerfile=checks.ROOT / "Dockerfile"):
+    def build(self, dockerfile=checks.ROOT / "Dockerfile", *flags):
         """The image's id. The stages that compile are replaced by their result, so no base is pulled."""
         return self.buildah("bud", "--isolation", "chroot", "--format", "docker", "--timestamp", "0", "--quiet",
-                            "--build-context", f"rootfs={self.rootfs()}", "--build-arg", "GIT_COMMIT=test",
+                            "--build-context", f"rootfs={self.rootfs()}", "--build-arg", "GIT_COMMIT=test", *flags,
                             "--file", dockerfile, checks.ROOT).splitlines()[-1]
+
+    def build_with_scripts(self):
+        """The image with Python, on this machine's own in place of the base that only a registry has."""
+        base = self.folder / "python"
+        python_base(base / "root")
+        (base / "Dockerfile").write_text("FROM scratch\nCOPY root/ /\nENV PATH=/usr/local/bin:/usr/bin:/bin\n")
+        name = "localhost/python-stand-in"
+        self.buildah("bud", "--isolation", "chroot", "--quiet", "--tag", name, base)
+        return self.build(checks.ROOT / "Dockerfile", "--target", "with-scripts", "--pull-never",
+                          "--build-arg", f"PYTHON_IMAGE={name}")
 
     def config(self, image):
         return json.loads(self.buildah("inspect", "--type", "image", image))["Docker"]["config"]
@@ -113,15 +139,44 @@ class Builder:
         """Digests of what is in it; the configuration of Docker's format names the container that built it."""
         return json.loads(self.buildah("inspect", "--type", "image", image))["Docker"]["rootfs"]["diff_ids"]
 
-    def unpack(self, image):
+    def unpack(self, image, name="bundle"):
         container = self.buildah("from", "--pull-never", image)
-        target = self.folder / "bundle/rootfs"
+        target = self.folder / name / "rootfs"
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(self.buildah("mount", container), target, symlinks=True)
         return target
 
 
-def bundle(folder, arguments, environment):
+# What Debian's slim image of Python has of what scripts are run with.
+PROGRAMS = ("python3", "sh", "unshare", "setpriv", "prlimit", "mount")
+
+
+def python_base(folder):
+    """Fills a folder with this machine's Python, its library, and the programs that a sandbox is made with."""
+    programs = {name: pathlib.Path(shutil.which(name, path="/usr/bin:/bin")).resolve() for name in PROGRAMS}
+    library = pathlib.Path("/usr/lib") / programs["python3"].name
+    shutil.copytree(library, folder / "usr/lib" / library.name, ignore_dangling_symlinks=True,
+                    ignore=shutil.ignore_patterns("__pycache__", "test", "idlelib", "tkinter", "ensurepip"))
+    for name in ("lib", "lib64", "bin"):
+        (folder / "usr" / name).mkdir(exist_ok=True)
+        (folder / name).symlink_to(f"usr/{name}")
+    for name in ("proc", "dev", "sys", "tmp"):
+        (folder / name).mkdir()
+    for name, program in programs.items():
+        shutil.copy(program, folder / "usr/bin" / name)
+    # Debian's C library brings libgcc, which the program names as well.
+    _, output = checks.run("ldd", binary(), *programs.values(), *(library / "lib-dynload").glob("*.so"))
+    for path in sorted(set(re.findall(r"(/\S+) \(0x", output))):
+        target = folder / path.lstrip("/")
+        target.parent.mkdir(exist_ok=True)
+        shutil.copy(path, target)
+
+
+# What Kubernetes hides of /proc; without it, it is mounted with `procMount: Unmasked`.
+MASKED = {"maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"]}
+
+
+def bundle(folder, arguments, environment, proc=MASKED):
     """The configuration of a container such as the chart asks for; the network is the host's."""
     nothing = {kind: [] for kind in ("bounding", "effective", "inheritable", "permitted", "ambient")}
     config = {
@@ -137,8 +192,7 @@ def bundle(folder, arguments, environment):
             {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755", "size=64k"]},
             {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", "mode=1777", "size=1m"]},
         ],
-        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")],
-                  "maskedPaths": ["/proc/kcore"], "readonlyPaths": ["/proc/sys"]},
+        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "mount")], **proc},
     }
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -162,6 +216,14 @@ def running(folder, environment):
         subprocess.run([*runc, "delete", "--force", name], capture_output=True, timeout=60)
         process.wait(timeout=60)
         log.close()
+
+
+def once(folder, arguments, environment, proc=MASKED):
+    """Exit code, standard output and errors of one command in a container."""
+    bundle(folder, ["/usr/local/bin/agent-executor", *arguments], environment, proc)
+    command = ["runc", "--root", str(folder / "state"), "run", "--bundle", str(folder), f"agent-executor-{uuid.uuid4()}"]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120)
+    return done.returncode, done.stdout, done.stderr
 
 
 def until(what, seconds, look):

@@ -1,11 +1,18 @@
 """The chart: every values file against lint, schemas, pod security and itself; and each check against a planted mistake."""
 import copy
+import os
 import shutil
 import tempfile
 import pathlib
 import unittest
 
 import checks
+
+
+def shared_but_results(first, second):
+    """What both make, but the streams that both are told to use."""
+    common = ("Stream AGENT_RESULTS of NATS", "Stream AGENT_DLQ of NATS")
+    return [problem for problem in checks.shared_problems(first, second) if not problem.endswith(common)]
 
 
 def mutated(documents, kind, change):
@@ -70,13 +77,75 @@ class EveryValuesFile(unittest.TestCase):
                 weights[document["kind"]] = int(annotations["helm.sh/hook-weight"])
         self.assertEqual(sorted(weights, key=weights.get), ["ExternalSecret", "Job"])
 
+    def test_the_consumer_is_made_before_the_scaler_that_asks_for_it(self):
+        def arguments(name):
+            return checks.of_kind(self.rendered[name], "Job")[0]["spec"]["template"]["spec"]["containers"][0]["args"]
+        self.assertEqual(arguments("values-prod"), ["migrate", "--queue"])
+        # NACK makes it, in Helm's order of kinds: by name, those it does not know last.
+        self.assertEqual(arguments("nack"), ["migrate"])
+        self.assertLess("Consumer", "ScaledObject")
+
+    def test_a_canary_and_a_green_release_leave_the_first_alone(self):
+        for settings in ([], ["nats.provision=nack", "networkPolicy.kedaToNats.enabled=true"]):
+            first = checks.render([checks.CHART / "values-prod.yaml"], settings)
+            for name in ("canary", "green"):
+                files = [checks.CHART / "values-prod.yaml", checks.CHART / f"values-{name}.yaml"]
+                more = [setting for setting in settings if name == "green" or "provision" not in setting]
+                second = checks.render(files, more, release=f"agent-executor-{name}")
+                self.assertEqual(shared_but_results(first, second), [], name)
+
+    def test_a_canary_works_on_the_queue_and_the_database_of_the_first(self):
+        def settings(name):
+            data = checks.of_kind(self.rendered[name], "ConfigMap")[0]["data"]
+            return {key: data.get(key) for key in ("NATS_EXECUTION_STREAM", "NATS_CONSUMER", "POSTGRES_SCHEMA")}
+        self.assertEqual(settings("prod-canary"), settings("values-prod"))
+        self.assertNotIn(None, [settings("prod-green")[key] for key in settings("prod-green")])
+        self.assertFalse(set(settings("prod-green").values()) & set(settings("values-prod").values()))
+
+    def test_no_pod_is_no_alarm_where_none_is_normal(self):
+        def alerts(name):
+            rule = checks.of_kind(self.rendered[name], "PrometheusRule")[0]
+            return {rule["alert"] for group in rule["spec"]["groups"] for rule in group["rules"]}
+        self.assertEqual(alerts("values-prod"), {rule["alert"] for rule in checks.alerts()})
+        self.assertEqual(alerts("values-prod") - alerts("prod-scale-to-zero"), {"AgentExecutorDown"})
+
+    def test_keda_may_read_the_monitoring_of_nats_and_nobody_else(self):
+        policy = next(policy for policy in checks.of_kind(self.rendered["nack"], "NetworkPolicy")
+                      if policy["metadata"]["name"].endswith("-keda-to-nats"))
+        self.assertEqual(policy["metadata"]["namespace"], "nats")
+        self.assertEqual(policy["spec"]["ingress"], [{
+            "from": [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "keda"}}}],
+            "ports": [{"protocol": "TCP", "port": 8222}]}])
+
+    def test_scripts_run_in_a_sandboxed_runtime(self):
+        spec = checks.of_kind(self.rendered["prod-scripts"], "Deployment")[0]["spec"]["template"]["spec"]
+        self.assertEqual(spec["runtimeClassName"], "gvisor")
+        self.assertTrue(spec["containers"][0]["image"].endswith("-scripts"))
+
+    def test_the_program_takes_the_request_of_helm_test(self):
+        made = next(document for document in checks.of_kind(self.prod, "ConfigMap") if "request.json" in document["data"])
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            file.write(made["data"]["request.json"])
+            file.flush()
+            code, output = checks.run(os.environ["AGENT_EXECUTOR"], "validate", file.name)
+        self.assertEqual(code, 0, output)
+
     def test_an_upgrade_deletes_nothing_that_holds_data(self):
         # Helm deletes the object of a hook before it makes it anew.
         for document in self.rendered["nack"]:
-            is_hook = "helm.sh/hook" in document["metadata"].get("annotations", {})
+            is_hook = "upgrade" in document["metadata"].get("annotations", {}).get("helm.sh/hook", "")
             self.assertFalse(is_hook and document["kind"] in ("Stream", "Consumer", "ConfigMap", "Secret"), document["kind"])
             if document["kind"] == "ExternalSecret":
                 self.assertEqual(document["spec"]["target"]["creationPolicy"], "Orphan")
+
+    def test_numbers_stay_as_they_are_written(self):
+        values = "config: { MAX_BYTES_IN_FLIGHT: 268435456, LEASE_SECONDS: 5, STREAM_CUMULATIVE_TEXT: true }"
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(values)
+            file.flush()
+            data = checks.of_kind(checks.render([file.name]), "ConfigMap")[0]["data"]
+        self.assertEqual((data["MAX_BYTES_IN_FLIGHT"], data["LEASE_SECONDS"], data["STREAM_CUMULATIVE_TEXT"]),
+                         ("268435456", "5", "true"))
 
     def test_the_program_takes_its_settings(self):
         for name, documents in self.rendered.items():
@@ -174,6 +243,12 @@ class APlantedMistakeIsFound(unittest.TestCase):
             self.prod, "ScaledObject", lambda d: d["spec"]["triggers"][0]["metadata"].update(consumer="x"))), "KEDA looks at consumer x")
         self.assert_found(checks.reference_problems(mutated(
             self.prod, "Deployment", lambda d: d["spec"].update(replicas=3))), "both set the number of pods")
+
+    def test_in_a_second_release(self):
+        second = checks.render([checks.CHART / "values-prod.yaml"], release="agent-executor-canary")
+        problems = checks.shared_problems(self.prod, second)
+        for words in ("Secret agent-executor", "alert AgentExecutorDown", "dashboard overview.json"):
+            self.assert_found(problems, words)
 
     def test_by_the_network(self):
         self.assert_found(checks.network_problems(checks.render(settings=["networkPolicy.enabled=false"])), "no NetworkPolicy")

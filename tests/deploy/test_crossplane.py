@@ -14,7 +14,7 @@ DEPRECATED = "apiextensions.crossplane.io/v1 is deprecated"
 
 
 def loaded(version):
-    files = [*sorted((FOLDER / version).glob("*.yaml")), FOLDER / "prerequisites.yaml"]
+    files = [*sorted((FOLDER / version).rglob("*.yaml")), FOLDER / "prerequisites.yaml"]
     return {path.stem: list(yaml.safe_load_all(path.read_text())) for path in files}
 
 
@@ -124,6 +124,30 @@ class Crossplane(unittest.TestCase):
                         field = patch["toFieldPath"].rpartition(".")[2]
                         self.assertEqual(patch["transforms"][0]["map"], {name: size[field] for name, size in sizes.items()})
 
+    def test_a_pod_takes_as_much_as_one_of_the_chart_of_its_size(self):
+        fields = {"MAX_CONCURRENT_JOBS": "jobs", "MAX_BYTES_IN_FLIGHT": "bytesInFlight",
+                  "POSTGRES_MAX_CONNECTIONS": "databaseConnections"}
+        sizes = yaml.safe_load((checks.CHART / "values.yaml").read_text())["sizes"]
+        resource, deployment = next(pair for pair in manifests(loaded("v2")["eventdrivenservice"]) if pair[1]["kind"] == "Deployment")
+        for at, entry in enumerate(deployment["spec"]["template"]["spec"]["containers"][0]["env"]):
+            if field := fields.pop(entry["name"], None):
+                maps = [patch["transforms"][0]["map"] for patch in resource["patches"]
+                        if patch["toFieldPath"].endswith(f"containers[0].env[{at}].value")]
+                self.assertEqual(maps, [{name: str(size[field]) for name, size in sizes.items()}], entry["name"])
+        self.assertEqual(fields, {})
+
+    def test_it_scales_as_the_chart_does(self):
+        scaled = next(manifest for _, manifest in manifests(loaded("v1")["eventdrivenservice"]) if manifest["kind"] == "ScaledObject")
+        chart = checks.of_kind(checks.render([checks.CHART / "values-prod.yaml"]), "ScaledObject")[0]
+        for field in ("advanced", "pollingInterval", "cooldownPeriod", "minReplicaCount", "maxReplicaCount"):
+            self.assertEqual(scaled["spec"][field], chart["spec"][field], field)
+
+    def test_who_applies_the_definitions_asks_for_no_database(self):
+        for version in ("v1", "v2"):
+            for path in (FOLDER / version).glob("*.yaml"):
+                kinds = {document["kind"] for document in yaml.safe_load_all(path.read_text())}
+                self.assertEqual(kinds, {"CompositeResourceDefinition", "Composition"}, path)
+
 
 class APlantedMistakeIsFound(unittest.TestCase):
     def assert_found(self, change, words, version="v1"):
@@ -133,8 +157,8 @@ class APlantedMistakeIsFound(unittest.TestCase):
         self.assertTrue(any(words in problem for problem in problems), (words, problems))
 
     def test_in_a_claim(self):
-        self.assert_found(lambda files: files["examples"][0]["spec"].update(size="huge"), "'huge' is not one of")
-        self.assert_found(lambda files: files["examples"][0]["spec"].update(storageGB="many"), "storageGB", "v2")
+        self.assert_found(lambda files: files["claims"][0]["spec"].update(size="huge"), "'huge' is not one of")
+        self.assert_found(lambda files: files["claims"][0]["spec"].update(storageGB="many"), "storageGB", "v2")
 
     def test_in_a_composition(self):
         def resources(files):

@@ -22,7 +22,7 @@ def incident_problems(text):
         page = pages.get(name, "")
         if not re.search(r"agent-executor (doctor|dlq|cancel|tail|probe|config|drain)", page):
             problems.append(f"{name}: no command of ours")
-        if name not in ("Stuck thread", "Deployment failure", "NATS") and not re.search(r"agent_executor_\w+", page):
+        if not re.search(r"agent_executor_\w+", page):
             problems.append(f"{name}: no metric")
         if "**Over** when" not in page:
             problems.append(f"{name}: nobody knows when it is over")
@@ -33,12 +33,6 @@ def metric_name_problems(text):
     known = checks.exported_metrics()
     named = set(re.findall(r"agent_executor_\w+", text)) - {"agent_executor_"}
     return [name for name in sorted(named) if name not in known and re.sub(r"_(bucket|count|sum)$", "", name) not in known]
-
-
-def setting_problems(text):
-    known = checks.known_settings()
-    named = set(re.findall(r"--set ([A-Z_]+)=", text))
-    return [name for name in sorted(named) if not known.fullmatch(name)]
 
 
 class Documents(unittest.TestCase):
@@ -54,7 +48,11 @@ class Documents(unittest.TestCase):
     def test_metrics_and_settings_exist(self):
         for page in PAGES:
             self.assertEqual(metric_name_problems(page.read_text()), [], page.name)
-            self.assertEqual(setting_problems(page.read_text()), [], page.name)
+            self.assertEqual(checks.capital_problems(page.read_text()), [], page.name)
+
+    def test_values_of_the_chart_exist(self):
+        for page in (checks.ROOT / name for name in ("docs/operations.md", "docs/playbooks.md", "keda/README.md")):
+            self.assertEqual(checks.value_problems(page.read_text()), [], page.name)
 
     def test_the_scaling_table_is_the_formula(self):
         text = (checks.ROOT / "docs/operations.md").read_text()
@@ -67,7 +65,8 @@ class Documents(unittest.TestCase):
         text = (checks.ROOT / "docs/operations.md").read_text()
         for name, size in checks.yaml.safe_load((checks.CHART / "values.yaml").read_text())["sizes"].items():
             row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` | {size['cpu']},"))
-            for value in (size["cpuLimit"], size["memory"], str(size["jobs"]), f"{size['databaseConnections']} + 2"):
+            for value in (size["cpuLimit"], size["memory"], str(size["jobs"]), f"{size['databaseConnections']} + 2",
+                          f"| {size['jobs'] * 2:,} |"):
                 self.assertIn(value, row)
 
 
@@ -85,11 +84,13 @@ class APlantedMistakeIsFound(unittest.TestCase):
         self.assertEqual(problems, ["page.md: #other names no heading", "page.md: nowhere.md is not there"])
 
     def test_in_a_command(self):
-        path = self.page("# T\n\n    agent-executor doctor --mend\n\nDo `agent-executor repair` and `agent-executor doctor --repair`.\n")
+        path = self.page("# T\n\n    agent-executor doctor --mend\n    agent-executor tail | cat\n\n"
+                         "Do `agent-executor repair` and `agent-executor doctor --repair`, then `agent-executor dlq replay`.\n\n"
+                         "```\nagent-executor dlq \\\n    show first\n```\n")
         problems = checks.command_problems([path], BINARY, path.parent)
-        self.assertEqual(len(problems), 2, problems)
-        self.assertIn("doctor has no --mend", problems[0])
-        self.assertIn("no command 'repair'", problems[1])
+        self.assertEqual(len(problems), 4, problems)
+        for problem, words in zip(problems, ("--mend", "required", "'repair'", "'first'"), strict=True):
+            self.assertIn(words, problem)
 
     def test_in_a_playbook(self):
         text = PLAYBOOKS.read_text().replace("### Poison messages", "### Poison").replace("**Over** when", "Over when", 1)
@@ -98,7 +99,11 @@ class APlantedMistakeIsFound(unittest.TestCase):
 
     def test_in_a_name(self):
         self.assertEqual(metric_name_problems("`agent_executor_jobz_total`, `agent_executor_jobs_total`"), ["agent_executor_jobz_total"])
-        self.assertEqual(setting_problems("agent-executor serve --set NATS_ULR=x --set NATS_URL=y"), ["NATS_ULR"])
+        text = "Set `NATS_CONSUMMER`, `NATS_CONSUMER` or `MODEL_PROVIDER_X_API_KEY`; see `STORE_BROKEN` and `STORE_CORRUPT`."
+        self.assertEqual(checks.capital_problems(text), [f"{name} is neither a setting nor an error code"
+                                                         for name in ("NATS_CONSUMMER", "STORE_BROKEN")])
+        text = "Raise `keda.maxPods` or `keda.maxReplicas`.\n\n    helm upgrade x y --set nats.stream=A,nats.consumer=B\n"
+        self.assertEqual(checks.value_problems(text), ["the chart has no keda.maxPods", "the chart has no nats.stream"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """The image: built from the Dockerfile, looked at, run; and each check against a planted mistake."""
+import json
 import pathlib
 import shutil
 import socket
@@ -9,6 +10,8 @@ import image
 
 
 DOCKERFILE = (checks.ROOT / "Dockerfile").read_text()
+CHART = (checks.CHART / "Chart.yaml").read_text()
+CARGO = (checks.ROOT / "Cargo.toml").read_text()
 
 
 def free_port():
@@ -29,6 +32,9 @@ class Image(unittest.TestCase):
     def test_dockerfile_is_linted(self):
         self.assertEqual(checks.dockerfile_problems(), [])
 
+    def test_versions_are_the_same_everywhere(self):
+        self.assertEqual(image.version_problems(DOCKERFILE, CHART, CARGO), [])
+
     def test_the_layer_of_the_dependencies_is_a_package(self):
         folder = self.folder / "layer"
         folder.mkdir()
@@ -45,6 +51,11 @@ class Image(unittest.TestCase):
 
     def test_the_same_program_makes_the_same_image(self):
         self.assertEqual(self.builder.layers(self.builder.build()), self.builder.layers(self.image))
+
+    def test_scripts_are_refused_by_name(self):
+        root = self.builder.unpack(self.image, "scripts")
+        for name, answer in script_answers(root, {}).items():
+            self.assertIn("TOOL_SANDBOX", answer, name)
 
     def test_it_starts_answers_its_probe_and_ends_when_told(self):
         port = str(free_port())
@@ -69,6 +80,48 @@ class Image(unittest.TestCase):
             process.wait(timeout=30)
 
 
+class ImageWithScripts(unittest.TestCase):
+    """The stage `with-scripts`, on this machine's Python."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = pathlib.Path(image.scratch())
+        cls.addClassCleanup(shutil.rmtree, cls.folder, True)
+        cls.builder = image.Builder(cls.folder)
+        cls.image = cls.builder.build_with_scripts()
+        cls.root = cls.builder.unpack(cls.image)
+
+    def test_it_says_how_it_runs(self):
+        config = self.builder.config(self.image)
+        self.assertEqual(image.config_problems(config), [])
+        self.assertIn("PYTHON_TOOLS=enabled", config["Env"])
+
+    def test_scripts_run_in_a_pod_that_is_a_sandbox_itself(self):
+        self.assertEqual(script_answers(self.root, {"SCRIPT_TOOL_SANDBOX": "limits"}), DONE)
+
+    def test_a_strict_sandbox_needs_a_proc_that_nothing_hides(self):
+        strict = {"SCRIPT_TOOL_SANDBOX": "strict"}
+        self.assertEqual(script_answers(self.root, strict, proc={}), DONE)
+        for name, answer in script_answers(self.root, strict).items():
+            self.assertIn("TOOL_SANDBOX", answer, name)
+
+
+# What the tools of the example answer.
+DONE = {"book": "1 items are booked", "vat": '{"net":200,"gross":238}'}
+
+
+def script_answers(root, environment, proc=image.MASKED):
+    """What the tools of graph-definitions/script-tools.json answer in a container, by name."""
+    shutil.copy(checks.ROOT / "graph-definitions/script-tools.json", root / "tools.json")
+    command = ["run", "/tools.json", "--input", "Book four chairs.", "--db", ":memory:", "--json"]
+    code, output, errors = image.once(root.parent, command, {"PYTHON_TOOLS": "enabled", **environment}, proc)
+    if code:
+        raise AssertionError(f"exit code {code}: {errors}")
+    events = [json.loads(line) for line in output.splitlines()]
+    return {event["data"]["tool_name"]: event["data"]["tool_output"] for event in events
+            if event.get("event_type") == "on_tool_end"}
+
+
 def children(pid):
     return pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split() or [
         child for task in pathlib.Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
@@ -85,6 +138,13 @@ class APlantedMistakeIsFound(unittest.TestCase):
         problems = "".join(checks.dockerfile_problems(path))
         self.assertIn("DL3007", problems)
         self.assertIn("DL3008", problems)
+
+    def test_in_a_version(self):
+        for old, new, words in [("VERSION=0", "VERSION=1", "labels version"), ("slim-bookworm", "slim-trixie", "different Debians"),
+                                ("rust:1.", "rust:2.", "Cargo.toml wants")]:
+            problems = image.version_problems(DOCKERFILE.replace(old, new), CHART, CARGO)
+            self.assertTrue(any(words in problem for problem in problems), (words, problems))
+        self.assertEqual(len(image.version_problems(DOCKERFILE, CHART.replace("ersion: 0", "ersion: 1"), CARGO)), 2)
 
     def test_in_the_layer_of_the_dependencies(self):
         problems = image.layer_problems(DOCKERFILE.replace("touch src/lib.rs", "true"), self.folder)

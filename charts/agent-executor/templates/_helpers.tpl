@@ -115,6 +115,8 @@ limits:
 {{- $_ := set $settings "POSTGRES_MAX_CONNECTIONS" (toString (int $size.databaseConnections)) -}}
 {{- end -}}
 {{- range $name, $value := .Values.config -}}
+{{- /* Helm reads numbers as floats, and would write large ones as 2.6e+08. */ -}}
+{{- if and (kindIs "float64" $value) (eq $value (floor $value)) -}}{{- $value = int64 $value -}}{{- end -}}
 {{- $_ := set $settings $name (toString $value) -}}
 {{- end -}}
 {{- range $name, $value := $settings }}
