@@ -41,8 +41,8 @@ check-deploy: setup ## chart, KEDA, Crossplane, image, alerts, dashboards, docum
 	@scripts/check-deploy.sh
 
 image: ## the image of the optimized program, checked as check-deploy does (at most 40 MB)
-	cargo build $(LOCKED) --release --bin agent-executor
-	@AGENT_EXECUTOR=$(abspath $(or $(CARGO_TARGET_DIR),target))/release/agent-executor scripts/check-deploy.sh -p 'test_image.py'
+	cargo rustc $(LOCKED) --profile dist --bin agent-executor -- -C link-arg=-Wl,-z,pack-relative-relocs
+	@AGENT_EXECUTOR=$(abspath $(or $(CARGO_TARGET_DIR),target))/dist/agent-executor scripts/check-deploy.sh -p 'test_image.py'
 
 lint: ## formatting and clippy, warnings are errors
 	cargo fmt --all -- --check
