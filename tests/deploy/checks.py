@@ -434,8 +434,8 @@ def command_problems(paths, binary, root=ROOT):
 
 # Names in capitals that are neither settings nor error codes of ours: of builds and tests, of shells and libraries, of a
 # definition's `errors`, and two slips that the README shows.
-FOREIGN = {"AGENT_EXECUTOR_CONFIG", "GIT_COMMIT", "RUST_IMAGE", "PYTHON_IMAGE", "K8S_SCHEMAS", "UPDATE_EXPECT", "HTTP_PROXY",
-           "HTTPS_PROXY", "SSL_CERT_FILE", "XDG_STATE_HOME", "UNKNOWN_WISH", "NATS_ULR", "STREAM_MAX_LENGTH"}
+FOREIGN = {"AGENT_EXECUTOR_CONFIG", "API_KEY", "CRM_KEY", "GIT_COMMIT", "RUST_IMAGE", "PYTHON_IMAGE", "K8S_SCHEMAS", "UPDATE_EXPECT", "HTTP_PROXY",
+           "HTTPS_PROXY", "SSL_CERT_FILE", "LC_ALL", "XDG_STATE_HOME", "UNKNOWN_WISH", "NATS_ULR", "STREAM_MAX_LENGTH"}
 
 
 def capital_problems(text):
