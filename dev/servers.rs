@@ -11,6 +11,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -37,13 +38,56 @@ const PORTS: std::ops::Range<u16> = 15_000..32_000;
 /// How much of a server's log an error shows.
 const LOG_TAIL_LINES: usize = 15;
 
+/// A server that was started; what can be done to each kind of them.
+pub(crate) struct Running(Arc<Server>);
+
+impl Running {
+    fn new(server: Server) -> Self {
+        Self(Arc::new(server))
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.0.port
+    }
+
+    /// Its process.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.0.pid().ok()
+    }
+
+    /// Ends the server as an administrator would: sessions are cut, everything is written out.
+    pub(crate) async fn stop(&self) -> Result<()> {
+        self.0.clone().end(self.0.kind.polite_signal()).await
+    }
+
+    /// Kills every process of the server, as a machine that dies would.
+    pub(crate) fn kill(&self) -> Result<()> {
+        self.0.kill()
+    }
+
+    /// Starts a stopped or killed server on the same port with the same data.
+    pub(crate) async fn start_again(&self) -> Result<()> {
+        self.0.clone().again().await
+    }
+
+    /// Freezes every process of the server: connections stay open, nothing answers.
+    pub(crate) fn pause(&self) -> Result<()> {
+        self.0.signal_all("STOP")
+    }
+
+    /// Lets a paused server go on.
+    pub(crate) fn resume(&self) -> Result<()> {
+        self.0.signal_all("CONT")
+    }
+}
+
 /// A PostgreSQL server.
-pub(crate) struct Postgres(Arc<Server>);
+pub(crate) struct Postgres(Running);
 
 impl Postgres {
     /// Starts a server of one's own, to be killed and started again at will.
     pub(crate) async fn start() -> Result<Self> {
-        blocking(|| Server::start(Kind::Postgres)).await.map(|server| Self(Arc::new(server)))
+        blocking(|| Server::start(Kind::Postgres)).await.map(|server| Self(Running::new(server)))
     }
 
     /// The one server that all tests of this process share, since starting one takes seconds. Take a
@@ -53,7 +97,7 @@ impl Postgres {
         let made = blocking(|| {
             Ok(SHARED.get_or_init(|| {
                 Server::start(Kind::Postgres)
-                    .map(|server| Self(Arc::new(server)))
+                    .map(|server| Self(Running::new(server)))
                     .map_err(|error| format!("{error:#}"))
             }))
         });
@@ -68,15 +112,6 @@ impl Postgres {
     /// The URL of the database `name`, which may not exist yet.
     pub(crate) fn url_of(&self, name: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{name}", self.port())
-    }
-
-    pub(crate) fn port(&self) -> u16 {
-        self.0.port
-    }
-
-    /// Its process.
-    pub(crate) fn pid(&self) -> Option<u32> {
-        self.0.pid().ok()
     }
 
     /// Creates the database `name` (lower-case letters, digits and `_`) and returns its URL.
@@ -130,39 +165,14 @@ impl Postgres {
         blocking(bench).await
     }
 
-    /// Ends the server as an administrator would: sessions are cut, everything is written out.
-    pub(crate) async fn stop(&self) -> Result<()> {
-        self.0.clone().end("INT").await
-    }
-
     /// Ends the server at once without writing out; the next start recovers from the log.
     pub(crate) async fn stop_immediate(&self) -> Result<()> {
-        self.0.clone().end("QUIT").await
-    }
-
-    /// Kills every process of the server, as a machine that dies would.
-    pub(crate) fn kill(&self) -> Result<()> {
-        self.0.kill()
-    }
-
-    /// Starts a stopped or killed server on the same port with the same data.
-    pub(crate) async fn start_again(&self) -> Result<()> {
-        self.0.clone().again().await
-    }
-
-    /// Freezes every process of the server: connections stay open, nothing answers.
-    pub(crate) fn pause(&self) -> Result<()> {
-        self.0.signal_all("STOP")
-    }
-
-    /// Lets a paused server go on.
-    pub(crate) fn resume(&self) -> Result<()> {
-        self.0.signal_all("CONT")
+        self.0.0.clone().end("QUIT").await
     }
 }
 
 /// A NATS server with JetStream.
-pub(crate) struct Nats(Arc<Server>);
+pub(crate) struct Nats(Running);
 
 impl Nats {
     /// Starts a server of one's own.
@@ -173,93 +183,49 @@ impl Nats {
     /// Starts a server with extra lines in its configuration file, e.g. `max_payload: 4MB`.
     pub(crate) async fn start_with(configuration: &str) -> Result<Self> {
         let kind = Kind::Nats { configuration: configuration.to_owned() };
-        blocking(move || Server::start(kind)).await.map(|server| Self(Arc::new(server)))
+        blocking(move || Server::start(kind)).await.map(|server| Self(Running::new(server)))
     }
 
     pub(crate) fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port())
     }
-
-    pub(crate) fn port(&self) -> u16 {
-        self.0.port
-    }
-
-    /// Its process.
-    pub(crate) fn pid(&self) -> Option<u32> {
-        self.0.pid().ok()
-    }
-
-    /// Ends the server politely.
-    pub(crate) async fn stop(&self) -> Result<()> {
-        self.0.clone().end("TERM").await
-    }
-
-    /// Kills the server.
-    pub(crate) fn kill(&self) -> Result<()> {
-        self.0.kill()
-    }
-
-    /// Starts a stopped or killed server on the same port with the same data.
-    pub(crate) async fn start_again(&self) -> Result<()> {
-        self.0.clone().again().await
-    }
-
-    /// Freezes the server: connections stay open, nothing answers.
-    pub(crate) fn pause(&self) -> Result<()> {
-        self.0.signal_all("STOP")
-    }
-
-    /// Lets a paused server go on.
-    pub(crate) fn resume(&self) -> Result<()> {
-        self.0.signal_all("CONT")
-    }
 }
 
 /// A Redis-protocol server (`redis-server`, else `valkey-server`).
-pub(crate) struct Redis(Arc<Server>);
+pub(crate) struct Redis(Running);
 
 impl Redis {
     /// Starts a server of one's own.
     pub(crate) async fn start() -> Result<Self> {
-        blocking(|| Server::start(Kind::Redis)).await.map(|server| Self(Arc::new(server)))
+        blocking(|| Server::start(Kind::Redis)).await.map(|server| Self(Running::new(server)))
     }
 
     pub(crate) fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port())
     }
+}
 
-    pub(crate) fn port(&self) -> u16 {
-        self.0.port
+impl Deref for Postgres {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        &self.0
     }
+}
 
-    /// Its process.
-    pub(crate) fn pid(&self) -> Option<u32> {
-        self.0.pid().ok()
+impl Deref for Nats {
+    type Target = Running;
+
+    fn deref(&self) -> &Running {
+        &self.0
     }
+}
 
-    /// Ends the server politely.
-    pub(crate) async fn stop(&self) -> Result<()> {
-        self.0.clone().end("TERM").await
-    }
+impl Deref for Redis {
+    type Target = Running;
 
-    /// Kills the server.
-    pub(crate) fn kill(&self) -> Result<()> {
-        self.0.kill()
-    }
-
-    /// Starts a stopped or killed server on the same port with the same data.
-    pub(crate) async fn start_again(&self) -> Result<()> {
-        self.0.clone().again().await
-    }
-
-    /// Freezes the server: connections stay open, nothing answers.
-    pub(crate) fn pause(&self) -> Result<()> {
-        self.0.signal_all("STOP")
-    }
-
-    /// Lets a paused server go on.
-    pub(crate) fn resume(&self) -> Result<()> {
-        self.0.signal_all("CONT")
+    fn deref(&self) -> &Running {
+        &self.0
     }
 }
 
@@ -295,6 +261,14 @@ impl Kind {
             Self::Postgres => "postgres",
             Self::Nats { .. } => "nats",
             Self::Redis => "redis",
+        }
+    }
+
+    /// The signal with which the server cuts its sessions and writes everything out.
+    fn polite_signal(&self) -> &'static str {
+        match self {
+            Self::Postgres => "INT",
+            Self::Nats { .. } | Self::Redis => "TERM",
         }
     }
 
