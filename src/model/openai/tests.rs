@@ -6,12 +6,10 @@ mod responses;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use futures::StreamExt;
-
-use super::super::{Chunk, Config, Error, Models, Provider, Reply, Request};
+use super::super::{Config, Error, Models, Provider, Reply, Request};
 use crate::{
     graph::ModelSettings,
-    model::tests::server::Server,
+    model::tests::{collect, server::Server},
     value::{Message, Role},
 };
 
@@ -40,23 +38,7 @@ fn request(settings: ModelSettings) -> Request {
 /// Asks, and collects the answer; checks what every stream of chunks promises.
 async fn call(config: Config, request: Request) -> (Vec<String>, Result<Reply, Error>) {
     let model = Models::new(config).and_then(|models| models.provider("openai")).expect("configured");
-    let mut stream = match model.call(request).await {
-        Ok(stream) => stream,
-        Err(error) => return (Vec::new(), Err(error)),
-    };
-    let mut pieces = Vec::new();
-    let outcome = loop {
-        match stream.next().await.expect("a stream ends with Done or an error") {
-            Ok(Chunk::Text(text)) => pieces.push(text),
-            Ok(Chunk::Done(reply)) => break Ok(*reply),
-            Err(error) => break Err(error),
-        }
-    };
-    assert!(stream.next().await.is_none(), "something came after the end");
-    if let Ok(reply) = &outcome {
-        assert_eq!(reply.text, pieces.concat());
-    }
-    (pieces, outcome)
+    collect(model.call(request).await).await
 }
 
 async fn ask_in_pieces(server: &Server) -> (Vec<String>, Result<Reply, Error>) {

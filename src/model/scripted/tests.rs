@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::{
-    model::Reply,
+    model::{Reply, tests::collect},
     value::{Message, Role},
 };
 
@@ -32,23 +32,7 @@ fn request(script: Json, messages: Vec<Message>) -> Request {
 }
 
 async fn play_from(scripted: &Scripted, request: Request) -> (Vec<String>, Result<Reply, Error>) {
-    let mut stream = match scripted.call(request).await {
-        Ok(stream) => stream,
-        Err(error) => return (Vec::new(), Err(error)),
-    };
-    let mut pieces = Vec::new();
-    let outcome = loop {
-        match stream.next().await.expect("a stream ends with Done or an error") {
-            Ok(Chunk::Text(text)) => pieces.push(text),
-            Ok(Chunk::Done(reply)) => break Ok(*reply),
-            Err(error) => break Err(error),
-        }
-    };
-    assert!(stream.next().await.is_none(), "something came after the end");
-    if let Ok(reply) = &outcome {
-        assert_eq!(reply.text, pieces.concat());
-    }
-    (pieces, outcome)
+    collect(scripted.call(request).await).await
 }
 
 async fn ask(request: Request) -> (Vec<String>, Result<Reply, Error>) {

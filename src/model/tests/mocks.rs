@@ -10,12 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::StreamExt;
 use serde_json::json;
 
 use crate::{
     graph::{ModelApi, ModelSettings},
-    model::{Chunk, Config, Dialect, Error, Models, Provider, Reply, Request, Timeouts, ToolSpec},
+    model::{Config, Dialect, Error, Models, Provider, Reply, Request, Timeouts, ToolSpec, tests::collect},
     packages::{build_folder, from_npm, installed},
     value::{Message, Role, ToolStatus, Value},
 };
@@ -115,18 +114,7 @@ impl Mock {
             output_schema: None,
             retry: 0,
         };
-        let mut stream = match model.call(request).await {
-            Ok(stream) => stream,
-            Err(error) => return (Vec::new(), Err(error)),
-        };
-        let mut pieces = Vec::new();
-        loop {
-            match stream.next().await.expect("a stream ends with Done or an error") {
-                Ok(Chunk::Text(text)) => pieces.push(text),
-                Ok(Chunk::Done(reply)) => return (pieces, Ok(*reply)),
-                Err(error) => return (pieces, Err(error)),
-            }
-        }
+        collect(model.call(request).await).await
     }
 }
 

@@ -6,9 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use expect_test::ExpectFile;
 use serde_json::Value as Json;
 
-use super::server::{Step, answer, cut};
+use super::server::{Server, Step, answer, cut};
 use crate::model::{Error, Reply};
 
 /// What a server says of events.
@@ -16,7 +17,7 @@ pub(in crate::model) const EVENTS: &str = "content-type: text/event-stream; char
 /// What a server says of JSON.
 pub(in crate::model) const JSON: &str = "content-type: application/json";
 /// Chunk sizes: one that cuts everything, and one that cuts nothing.
-pub(in crate::model) const SIZES: [usize; 2] = [11, 1 << 20];
+const SIZES: [usize; 2] = [11, 1 << 20];
 /// Most characters of a block in a description; signatures and search results are long.
 const MAX_SHOWN_CHARS: usize = 200;
 
@@ -137,7 +138,7 @@ fn shortened(text: &str) -> String {
 }
 
 /// An answer in lines of text.
-pub(in crate::model) fn describe(pieces: &[String], outcome: &Result<Reply, Error>) -> String {
+fn describe(pieces: &[String], outcome: &Result<Reply, Error>) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: String| writeln!(out, "  {name}: {value}").expect("a string");
     match outcome {
@@ -173,4 +174,23 @@ pub(in crate::model) fn describe(pieces: &[String], outcome: &Result<Reply, Erro
 
 fn json_pairs(usage: &crate::value::Usage) -> Vec<(String, Json)> {
     usage.to_map().into_iter().map(|(key, value)| (key.to_string(), value.to_json())).collect()
+}
+
+/// Asks for each recorded answer twice, once in small pieces, and compares what is read with a file and with itself.
+pub(in crate::model) async fn check_readings(
+    recordings: &[Recording],
+    expected: ExpectFile,
+    ask: impl AsyncFn(&Server) -> (Vec<String>, Result<Reply, Error>),
+) {
+    let answers = recordings.iter().flat_map(|recording| SIZES.map(|size| recording.steps(size))).collect();
+    let server = Server::start(answers);
+    let mut out = String::new();
+    for recording in recordings {
+        let (pieces, outcome) = ask(&server).await;
+        let described = describe(&pieces, &outcome);
+        let (pieces, outcome) = ask(&server).await;
+        assert_eq!(described, describe(&pieces, &outcome), "{}", recording.name);
+        writeln!(out, "{}\n{described}", recording.name).expect("a string");
+    }
+    expected.assert_eq(&out);
 }

@@ -1,14 +1,12 @@
 //! Answers recorded from real and mock servers, served again and read.
 
-use std::fmt::Write as _;
-
 use expect_test::expect_file;
 use serde_json::Value as Json;
 
 use super::{call, request};
 use crate::model::tests::{
     recordings::{
-        EVENTS, JSON, Recording, SIZES, captures, describe, files, from_lines, name, recorded, transcripts,
+        EVENTS, JSON, Recording, captures, check_readings, files, from_lines, name, recorded, transcripts,
         whole_answers,
     },
     server::Server,
@@ -36,18 +34,8 @@ fn recordings() -> Vec<Recording> {
 
 #[tokio::test]
 async fn recorded_answers_are_read_whatever_the_chunks() {
-    let recordings = recordings();
-    let answers = recordings.iter().flat_map(|recording| SIZES.map(|size| recording.steps(size))).collect();
-    let server = Server::start(answers);
-    let mut out = String::new();
-    for recording in &recordings {
-        let (pieces, outcome) = call(&server, request()).await;
-        let described = describe(&pieces, &outcome);
-        let (pieces, outcome) = call(&server, request()).await;
-        assert_eq!(described, describe(&pieces, &outcome), "{}", recording.name);
-        writeln!(out, "{}\n{described}", recording.name).expect("a string");
-    }
-    expect_file!["../../../../tests/fixtures/model/anthropic-replies.txt"].assert_eq(&out);
+    let expected = expect_file!["../../../../tests/fixtures/model/anthropic-replies.txt"];
+    check_readings(&recordings(), expected, async |server| call(server, request()).await).await;
 }
 
 /// The texts, the thoughts and the arguments of our tools in a recorded stream, read the plain way.

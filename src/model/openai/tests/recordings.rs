@@ -1,14 +1,12 @@
 //! Answers recorded from real and mock servers, served again and read.
 
-use std::fmt::Write as _;
-
 use expect_test::expect_file;
 use serde_json::Value as Json;
 
 use super::{ask, ask_in_pieces};
 use crate::model::tests::{
     recordings::{
-        EVENTS, Recording, SIZES, captures, describe, files, from_lines, name, recorded, transcripts,
+        EVENTS, Recording, captures, check_readings, files, from_lines, name, recorded, transcripts,
         whole_answers,
     },
     server::Server,
@@ -33,18 +31,8 @@ fn recordings() -> Vec<Recording> {
 
 #[tokio::test]
 async fn recorded_answers_are_read_whatever_the_chunks() {
-    let recordings = recordings();
-    let answers = recordings.iter().flat_map(|recording| SIZES.map(|size| recording.steps(size))).collect();
-    let server = Server::start(answers);
-    let mut out = String::new();
-    for recording in &recordings {
-        let (pieces, outcome) = ask_in_pieces(&server).await;
-        let described = describe(&pieces, &outcome);
-        let (pieces, outcome) = ask_in_pieces(&server).await;
-        assert_eq!(described, describe(&pieces, &outcome), "{}", recording.name);
-        writeln!(out, "{}\n{described}", recording.name).expect("a string");
-    }
-    expect_file!["../../../../tests/fixtures/model/openai-replies.txt"].assert_eq(&out);
+    let expected = expect_file!["../../../../tests/fixtures/model/openai-replies.txt"];
+    check_readings(&recordings(), expected, ask_in_pieces).await;
 }
 
 /// The text and the arguments in a recorded stream, read the plain way.

@@ -1,6 +1,6 @@
 //! Responses: what is sent, and recorded answers served again and read.
 
-use std::{collections::BTreeSet, fmt::Write as _, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 
 use expect_test::expect_file;
 use serde_json::{Value as Json, json};
@@ -12,7 +12,7 @@ use crate::{
         Error, Quirk, Reply, Request, ToolSpec,
         tests::{
             recordings::{
-                EVENTS, Recording, SIZES, captures, describe, files, from_lines, name, recorded, transcripts,
+                EVENTS, Recording, captures, check_readings, files, from_lines, name, recorded, transcripts,
                 whole_answers,
             },
             server::{Server, answer},
@@ -45,18 +45,8 @@ fn recordings() -> Vec<Recording> {
 
 #[tokio::test]
 async fn recorded_answers_are_read_whatever_the_chunks() {
-    let recordings = recordings();
-    let answers = recordings.iter().flat_map(|recording| SIZES.map(|size| recording.steps(size))).collect();
-    let server = Server::start(answers);
-    let mut out = String::new();
-    for recording in &recordings {
-        let (pieces, outcome) = ask(&server).await;
-        let described = describe(&pieces, &outcome);
-        let (pieces, outcome) = ask(&server).await;
-        assert_eq!(described, describe(&pieces, &outcome), "{}", recording.name);
-        writeln!(out, "{}\n{described}", recording.name).expect("a string");
-    }
-    expect_file!["../../../../tests/fixtures/model/responses-replies.txt"].assert_eq(&out);
+    let expected = expect_file!["../../../../tests/fixtures/model/responses-replies.txt"];
+    check_readings(&recordings(), expected, ask).await;
 }
 
 /// The text and the calls that the end of a recorded stream lists.
