@@ -5,21 +5,25 @@
 
 mod builtin;
 mod code;
+mod definition;
 mod http;
 mod mcp;
 pub mod memory;
 mod limits;
 pub mod nats;
+mod task;
 mod toolbox;
 mod unusable;
 
 pub use builtin::{BUILTINS, builtin};
 pub use code::{CodeRunner, Reply, Request, Sandboxing, Script, ScriptConfig};
+pub use definition::{check_definition, validate_args};
 pub use http::{AllowedHosts, SearchConfig, WEB_SEARCH, check_http};
 pub use limits::CallPolicy;
 pub use mcp::{McpConfig, McpLink, McpServer};
 pub use nats::AllowedSubjects;
-pub use toolbox::{Config, Toolbox, check_definition, task_spec, validate_args};
+pub use task::task_spec;
+pub use toolbox::{Config, Toolbox};
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 

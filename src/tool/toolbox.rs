@@ -1,32 +1,29 @@
-//! From a tool's name to the tool, and from a model's arguments to checked ones.
+//! From a tool's name to the tool.
 
 use std::{sync::Arc, time::Duration};
 
 use indexmap::IndexMap;
-use serde_json::{Value as Json, json};
 
 use super::{
-    Error, McpConfig, ScriptConfig, SharedOffer, SharedTool, builtin, check_http,
+    Error, McpConfig, ScriptConfig, SharedOffer, SharedTool, builtin,
     code::Runners,
+    definition::{answerers, check_definition, effect_of},
     http::{
         AllowedHosts, HttpRequester, HttpTool, SearchConfig, SearchTwin, Searcher, WEB_SEARCH, WebSearch,
     },
     limits::{CallPolicy, Governed},
-    mcp::{self, Servers},
+    mcp::Servers,
     memory::{self, Twin},
     nats::{AllowedSubjects, NatsConfig, NoBroker, Requester, SubjectTool, Subjects},
     unusable::{Unusable, spec_of},
 };
 use crate::{
-    graph::{self, Effect, Schema, ToolDefinition, ToolRuntime},
+    graph::{Effect, ToolDefinition, ToolRuntime},
     model::ToolSpec,
     secrets::{Asker, Secrets},
     telemetry::{Gate, Limited},
-    value::{Map, Name, Value},
+    value::Name,
 };
-
-/// Problems of one call that are listed; a model corrects a few at a time.
-const MAX_PROBLEMS: usize = 20;
 
 /// The operator's word on tools.
 #[derive(Clone, Debug)]
@@ -232,108 +229,17 @@ impl Toolbox {
     }
 }
 
-/// What a call of an HTTP tool does outside: as its author says, or else as its method promises.
-fn effect_of(definition: &ToolDefinition, http: &graph::HttpTool) -> Effect {
-    let method = http.method.as_deref().unwrap_or("GET").to_ascii_uppercase();
-    let by_method = match &*method {
-        "GET" | "HEAD" => Effect::Read,
-        "POST" | "PATCH" => Effect::Irreversible,
-        _ => Effect::Idempotent,
-    };
-    definition.effect.unwrap_or(by_method)
-}
-
-/// How many things of a definition could answer a call.
-fn answerers(definition: &ToolDefinition) -> usize {
-    let ToolDefinition { http, nats, runtime, .. } = definition;
-    [http.is_some(), nats.is_some(), runtime.is_some()].into_iter().filter(|there| *there).count()
-}
-
-/// Every mistake in a tool's definition, as sentences; empty when there is none.
-///
-/// What depends on the operator's settings (hosts, secrets) is only known when the tool is called.
-pub fn check_definition(definition: &ToolDefinition) -> Vec<String> {
-    let mut mistakes = Vec::new();
-    match answerers(definition) {
-        0 => mistakes.push("it has neither http, nats nor runtime, so nothing can answer it".into()),
-        1 => mistakes.extend(definition.http.iter().flat_map(check_http)),
-        _ => mistakes.push("it has several of http, nats and runtime; keep one".into()),
-    }
-    mistakes.extend(definition.runtime.iter().flat_map(mcp::check));
-    let subject = definition.nats.as_ref().and_then(graph::check_subject);
-    mistakes.extend(subject.map(|why| format!("subject {why}")));
-    if definition.timeout_seconds.is_some_and(|seconds| seconds.is_nan() || seconds <= 0.0) {
-        mistakes.push("timeout_seconds must be above 0".into());
-    }
-    match &definition.parameters {
-        Some(parameters @ Json::Object(_)) => {
-            mistakes.extend(Schema::compile(parameters).err().map(|why| format!("parameters {why}")));
-        }
-        Some(_) => mistakes.push("parameters must be a JSON Schema, an object".into()),
-        None => {}
-    }
-    mistakes
-}
-
-/// Checks a model's arguments against the tool's schema; the error lists what is wrong, for the model.
-pub fn validate_args(spec: &ToolSpec, args: &Map) -> Result<(), String> {
-    let schema = Schema::compile(&spec.parameters)
-        .map_err(|why| format!("the schema of the arguments of '{}' {why}", spec.name))?;
-    let problems = schema.check(&Value::Map(Arc::new(args.clone())).to_json());
-    if problems.is_empty() {
-        return Ok(());
-    }
-    let more = problems.len().saturating_sub(MAX_PROBLEMS);
-    let mut text = format!("the arguments of '{}' are not valid:", spec.name);
-    for problem in problems.iter().take(MAX_PROBLEMS) {
-        text.push_str("\n- ");
-        text.push_str(problem);
-    }
-    if more > 0 {
-        text.push_str(&format!("\n- and {more} more"));
-    }
-    Err(super::cut(text))
-}
-
-/// What the model is told of `task`, given the names and descriptions of the subagents it may delegate to.
-pub fn task_spec<'a>(subagents: impl Iterator<Item = (&'a str, &'a str)>) -> ToolSpec {
-    let (names, lines): (Vec<&str>, Vec<String>) = subagents
-        .map(|(name, description)| {
-            let line = match description.trim() {
-                "" => format!("- {name}"),
-                description => format!("- {name}: {description}"),
-            };
-            (name, line)
-        })
-        .unzip();
-    let description = format!(
-        "Hands a task to a subagent and answers with its final report. The subagent does not see this conversation, \
-         so the description must say everything it needs and what to report back; it shares the files. Several \
-         calls in one turn run in parallel. Subagents:\n{}",
-        lines.join("\n")
-    );
-    let parameters = json!({
-        "type": "object",
-        "properties": {
-            "description": {"type": "string", "description": "The whole task, with all that is needed to do it."},
-            "subagent_type": {"type": "string", "enum": names, "description": "The subagent to hand it to."}
-        },
-        "required": ["description", "subagent_type"],
-        "additionalProperties": false
-    });
-    ToolSpec { name: "task".into(), description, parameters }
-}
-
 #[cfg(test)]
 mod tests {
     use expect_test::expect;
     use futures::executor::block_on;
+    use serde_json::{Value as Json, json};
 
     use super::*;
     use crate::{
         ids::UnixNanos,
         tool::{Answer, Call},
-        value::State,
+        value::{Map, State, Value},
     };
 
     fn resolve(name: &str, definition: Json) -> Option<SharedTool> {
@@ -437,20 +343,5 @@ mod tests {
             Answer::from(error).content,
             "TOOL_UNKNOWN: there is no tool 'x'; the tools are: ls, task"
         );
-    }
-
-    #[test]
-    fn the_task_tool_lists_the_subagents() {
-        let spec = task_spec([("researcher", "Finds sources."), ("general-purpose", "")].into_iter());
-        expect![[r#"
-            Hands a task to a subagent and answers with its final report. The subagent does not see this conversation, so the description must say everything it needs and what to report back; it shares the files. Several calls in one turn run in parallel. Subagents:
-            - researcher: Finds sources.
-            - general-purpose"#]].assert_eq(&spec.description);
-        let args = |kind: &str| {
-            let args = json!({"description": "x", "subagent_type": kind});
-            validate_args(&spec, Value::from(args).as_map().expect("an object"))
-        };
-        assert_eq!(args("researcher"), Ok(()));
-        assert!(args("nobody").expect_err("unknown").contains("general-purpose"));
     }
 }
