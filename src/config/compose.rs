@@ -1,23 +1,15 @@
-//! From resolved settings to each module's own `Config`, with the relations between them checked.
+//! From resolved settings to each module's own `Config`.
 
 mod secret;
 
-use std::{
-    collections::{BTreeSet, HashMap},
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use secrecy::SecretString;
-use url::Url;
 
 use super::{
-    Config, Problem, known, mcp, providers, render,
+    Config, Problem, known, mcp, providers, relations, render,
     resolve::{Settings, Source},
-    table,
-    value::Value,
+    value::pair,
 };
 use crate::{
     graph, http, job, model,
@@ -30,89 +22,7 @@ use crate::{
 };
 
 /// Times that fit into a term: two may be lost before it ends.
-const PER_TERM: u32 = 3;
-
-impl Settings {
-    fn value(&self, name: &str) -> Option<&Value> {
-        let effective = self.all.iter().find(|effective| effective.setting.name == name);
-        effective.expect("compose asks only for names of the table").value.as_ref()
-    }
-
-    fn source(&self, name: &str) -> &Source {
-        let effective = self.all.iter().find(|effective| effective.setting.name == name);
-        &effective.expect("compose asks only for names of the table").source
-    }
-
-    fn optional_text(&self, name: &str) -> Option<String> {
-        let Value::Text(text) = self.value(name)? else { unreachable!("{name} is not declared as text") };
-        Some(text.clone())
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.optional_text(name).expect("the table gives a default")
-    }
-
-    fn secret(&self, name: &str) -> Option<SecretString> {
-        self.optional_text(name).map(SecretString::from)
-    }
-
-    fn flag(&self, name: &str) -> bool {
-        let Some(Value::Flag(flag)) = self.value(name) else {
-            unreachable!("{name} is no flag with a default")
-        };
-        *flag
-    }
-
-    fn count(&self, name: &str) -> u64 {
-        let Some(Value::Count(count)) = self.value(name) else {
-            unreachable!("{name} is no count with a default")
-        };
-        *count
-    }
-
-    /// Days; 0 is for ever.
-    fn days(&self, name: &str) -> Option<Duration> {
-        let days = u32::try_from(self.count(name)).expect("the table's limits fit");
-        (days > 0).then_some(worker::DAY * days)
-    }
-
-    fn size(&self, name: &str) -> usize {
-        usize::try_from(self.count(name)).expect("the table's limits fit")
-    }
-
-    fn port(&self, name: &str) -> u16 {
-        u16::try_from(self.count(name)).expect("the table's limits fit")
-    }
-
-    pub(super) fn span(&self, name: &str) -> Duration {
-        let Some(Value::Span(span)) = self.value(name) else {
-            unreachable!("{name} is no time with a default")
-        };
-        *span
-    }
-
-    pub(super) fn list(&self, name: &str) -> Vec<String> {
-        match self.value(name) {
-            Some(Value::List(items)) => items.clone(),
-            None => Vec::new(),
-            Some(_) => unreachable!("{name} is not declared as a list"),
-        }
-    }
-
-    pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
-        let Value::Path(path) = self.value(name)? else { unreachable!("{name} is not declared as a path") };
-        Some(path.clone())
-    }
-
-    fn address(&self, name: &str) -> Option<Url> {
-        let Value::Address(url) = self.value(name)? else { unreachable!("{name} is no address") };
-        Some(url.clone())
-    }
-
-    pub(super) fn member(&self, variable: &str) -> Option<String> {
-        self.members.get(variable)?.text.clone()
-    }
-}
+pub(super) const PER_TERM: u32 = 3;
 
 /// Everything from everything, or all that is wrong: `problems` so far, and what does not fit together.
 pub(super) fn compose(settings: &Settings, mut problems: Vec<Problem>) -> Result<Config, Vec<Problem>> {
@@ -138,7 +48,7 @@ pub(super) fn compose(settings: &Settings, mut problems: Vec<Problem>) -> Result
         suspects: settings.suspects.clone(),
         state_folder: settings.state_folder.clone(),
     };
-    relations(&config, &mut problems);
+    relations::check(&config, &mut problems);
     if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
 
@@ -149,13 +59,10 @@ fn telemetry(settings: &Settings, problems: &mut Vec<Problem>) -> telemetry::Con
         service_name: settings.text("OTEL_SERVICE_NAME"),
         headers,
     });
-    let log_format = match settings.text("LOG_FORMAT").as_str() {
-        "text" => telemetry::LogFormat::Text,
-        _ => telemetry::LogFormat::Json,
-    };
+    let formats = [("json", telemetry::LogFormat::Json), ("text", telemetry::LogFormat::Text)];
     telemetry::Config {
         log_level: settings.text("LOG_LEVEL"),
-        log_format,
+        log_format: settings.choice("LOG_FORMAT", &formats),
         log_target: telemetry::LogTarget::Stdout,
         otlp,
     }
@@ -163,12 +70,7 @@ fn telemetry(settings: &Settings, problems: &mut Vec<Problem>) -> telemetry::Con
 
 fn otlp_headers(settings: &Settings, problems: &mut Vec<Problem>) -> HashMap<String, String> {
     let pairs = settings.list("OTEL_EXPORTER_OTLP_HEADERS");
-    let read = |pair: &String| {
-        let (name, value) = pair.split_once('=')?;
-        let (name, value) = (name.trim(), value.trim());
-        (!name.is_empty()).then(|| (name.to_owned(), value.to_owned()))
-    };
-    let headers: Option<HashMap<_, _>> = pairs.iter().map(read).collect();
+    let headers: Option<HashMap<_, _>> = pairs.iter().map(|text| pair(text)).collect();
     headers.unwrap_or_else(|| {
         problems.push(Problem::new("OTEL_EXPORTER_OTLP_HEADERS", "must be name=value pairs, commas between"));
         HashMap::new()
@@ -185,6 +87,7 @@ fn http(settings: &Settings, problems: &mut Vec<Problem>) -> http::Config {
 
 fn worker(settings: &Settings) -> worker::Config {
     let most = worker::Config::default();
+    let leave = [("latest", store::Leave::Latest), ("delete", store::Leave::Nothing)];
     worker::Config {
         max_concurrent_jobs: settings.size("MAX_CONCURRENT_JOBS"),
         max_bytes_in_flight: settings.size("MAX_BYTES_IN_FLIGHT"),
@@ -202,10 +105,7 @@ fn worker(settings: &Settings) -> worker::Config {
         },
         threads: worker::ThreadRetention {
             after: settings.days("RETENTION_THREADS_DAYS"),
-            leave: match settings.text("RETENTION_THREADS").as_str() {
-                "delete" => store::Leave::Nothing,
-                _ => store::Leave::Latest,
-            },
+            leave: settings.choice("RETENTION_THREADS", &leave),
             waiting: settings.flag("RETENTION_THREADS_WAITING"),
         },
         pod: settings.text("POD_NAME"),
@@ -327,9 +227,8 @@ fn models(settings: &Settings, problems: &mut Vec<Problem>) -> model::Config {
         },
         ..model::Config::default()
     };
-    let limits = |provider: &str| {
-        providers::limits(|suffix| Some(settings.count(&format!("{provider}{suffix}")).to_string()))
-    };
+    let limits =
+        |provider: &str| providers::limits(|suffix| Some(settings.count(&format!("{provider}{suffix}"))));
     openai.limits = limits("OPENAI");
     let mut anthropic =
         model::Provider::anthropic(settings.secret("ANTHROPIC_API_KEY"), address("ANTHROPIC_BASE_URL"));
@@ -380,15 +279,13 @@ fn nats_tools(settings: &Settings, problems: &mut Vec<Problem>) -> tool::nats::N
 }
 
 fn scripts(settings: &Settings) -> tool::ScriptConfig {
-    let sandbox = match settings.text("SCRIPT_TOOL_SANDBOX").as_str() {
-        "limits" => tool::Sandboxing::Limits,
-        _ => tool::Sandboxing::Strict,
-    };
+    let sandboxes = [("strict", tool::Sandboxing::Strict), ("limits", tool::Sandboxing::Limits)];
+    let is_enabled = |name: &str| settings.choice(name, &[("enabled", true), ("disabled", false)]);
     tool::ScriptConfig {
-        python: settings.text("PYTHON_TOOLS") == "enabled",
+        python: is_enabled("PYTHON_TOOLS"),
         interpreter: settings.text("PYTHON_TOOLS_INTERPRETER"),
-        javascript: settings.text("JAVASCRIPT_TOOLS") == "enabled",
-        sandbox,
+        javascript: is_enabled("JAVASCRIPT_TOOLS"),
+        sandbox: settings.choice("SCRIPT_TOOL_SANDBOX", &sandboxes),
         network: settings.flag("SCRIPT_TOOL_NETWORK"),
         timeout: settings.span("SCRIPT_TOOL_TIMEOUT_SECONDS"),
         memory_bytes: settings.count("SCRIPT_TOOL_MEMORY_BYTES"),
@@ -407,80 +304,5 @@ fn limits(settings: &Settings) -> graph::Limits {
         max_edges: settings.size("MAX_DEFINITION_EDGES"),
         max_depth: settings.size("MAX_DEFINITION_DEPTH"),
         max_map_items: settings.size("MAX_MAP_ITEMS"),
-    }
-}
-
-/// The variable of a family for one name.
-pub(super) fn variable(list: &str, suffix: &str, name: &str) -> String {
-    let mut families = table::FAMILIES.iter();
-    let family = families.find(|family| family.list == list && family.suffix == suffix);
-    family.expect("compose asks only for families of the table").variable(name)
-}
-
-/// What a request may be must have its place in the bounds around it.
-fn sizes(config: &Config, refuse: &mut impl FnMut(bool, &[&str], String)) {
-    let request = config.job.max_request_bytes;
-    refuse(
-        config.worker.max_bytes_in_flight < request,
-        &["MAX_BYTES_IN_FLIGHT", "MAX_REQUEST_BYTES"],
-        format!("must not be less than MAX_REQUEST_BYTES, {request}: one request would use it up"),
-    );
-    refuse(
-        config.postgres.max_state_bytes < request,
-        &["MAX_STATE_BYTES", "MAX_REQUEST_BYTES"],
-        format!(
-            "must not be less than MAX_REQUEST_BYTES, {request}: the input of a job is part of its state"
-        ),
-    );
-}
-
-/// Settings that make sense alone but not together.
-fn relations(config: &Config, problems: &mut Vec<Problem>) {
-    // A setting that cannot be read stands at its default, which says nothing about the others.
-    let unread: BTreeSet<String> = problems.iter().map(|problem| problem.name.clone()).collect();
-    let mut refuse = |wrong: bool, names: &[&str], message: String| {
-        if wrong && !names.iter().any(|name| unread.contains(*name)) {
-            problems.push(Problem::new(names[0], message));
-        }
-    };
-    let (worker, ack_wait) = (&config.worker, config.nats.ack_wait);
-    refuse(
-        worker.progress_every * PER_TERM > ack_wait,
-        &["NATS_ACK_WAIT_SECONDS"],
-        format!("must be three times the time between signs of life, {:?}", worker.progress_every),
-    );
-    let lease = config.postgres.lease;
-    refuse(
-        worker.renew_every * PER_TERM > lease,
-        &["LEASE_SECONDS"],
-        format!("must be three times the time between renewals, {:?}", worker.renew_every),
-    );
-    refuse(
-        lease > ack_wait,
-        &["LEASE_SECONDS", "NATS_ACK_WAIT_SECONDS"],
-        format!(
-            "must not be more than NATS_ACK_WAIT_SECONDS, {ack_wait:?}: a redelivery would find a dead owner"
-        ),
-    );
-    refuse(
-        worker.retention.jobs.is_some_and(|kept| kept < nats::RESULTS_MAX_AGE),
-        &["RETENTION_JOBS_DAYS"],
-        "must be 0 or at least 7: results stay in their stream that long, and large ones refer to the job's row"
-            .to_owned(),
-    );
-    let timeouts = config.models.timeouts;
-    refuse(
-        timeouts.call < timeouts.first_byte || timeouts.call < timeouts.idle,
-        &["MODEL_CALL_TIMEOUT_SECONDS", "MODEL_FIRST_BYTE_TIMEOUT_SECONDS", "MODEL_IDLE_TIMEOUT_SECONDS"],
-        "must not be less than the time to the first piece or between two".to_owned(),
-    );
-    refuse(
-        config.limits.max_bytes > config.job.max_request_bytes,
-        &["MAX_DEFINITION_BYTES", "MAX_REQUEST_BYTES"],
-        "must not be more than MAX_REQUEST_BYTES: a definition comes inside a request".to_owned(),
-    );
-    sizes(config, &mut refuse);
-    for problem in config.nats.problems() {
-        refuse(true, &["NATS settings:"], problem);
     }
 }

@@ -1,18 +1,12 @@
 //! The MCP servers that `MCP_SERVERS` names.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use indexmap::IndexMap;
 use secrecy::SecretString;
 use serde_json::Value as Json;
-use url::Url;
 
-use super::{
-    Problem,
-    compose::variable,
-    resolve::Settings,
-    value::{Kind, Value},
-};
+use super::{Problem, families::variable, resolve::Settings, settings::Members, value::pair};
 use crate::{
     graph::{Effect, McpName},
     telemetry::scrub::is_sensitive,
@@ -21,6 +15,13 @@ use crate::{
 
 /// The list that the families belong to.
 const LIST: &str = "MCP_SERVERS";
+/// What a repeated call would do, by the word for it.
+const EFFECTS: [(&str, Effect); 4] = [
+    ("pure", Effect::Pure),
+    ("read", Effect::Read),
+    ("idempotent", Effect::Idempotent),
+    ("irreversible", Effect::Irreversible),
+];
 
 /// All of them. What is wrong with one is added to `problems`.
 pub(super) fn servers(settings: &Settings, problems: &mut Vec<Problem>) -> McpConfig {
@@ -35,7 +36,7 @@ pub(super) fn servers(settings: &Settings, problems: &mut Vec<Problem>) -> McpCo
                 LIST,
                 format!("has two names that are one in variables, {name:?} and another"),
             ));
-        } else if let Some(server) = (Reader { settings, name: &name, problems }).server() {
+        } else if let Some(server) = (Reader { settings, of: settings.of(LIST, &name), problems }).server() {
             servers.insert(name, server);
         }
     }
@@ -44,23 +45,19 @@ pub(super) fn servers(settings: &Settings, problems: &mut Vec<Problem>) -> McpCo
 
 struct Reader<'a> {
     settings: &'a Settings,
-    name: &'a str,
+    of: Members<'a>,
     problems: &'a mut Vec<Problem>,
 }
 
 impl Reader<'_> {
-    fn text(&self, suffix: &str) -> Option<String> {
-        self.settings.member(&variable(LIST, suffix, self.name))
-    }
-
     fn wrong(&mut self, suffix: &str, message: impl Into<String>) {
-        self.problems.push(Problem::new(&variable(LIST, suffix, self.name), message));
+        self.problems.push(Problem::new(&self.of.variable(suffix), message));
     }
 
     fn server(&mut self) -> Option<McpServer> {
-        let link = match (self.text("_COMMAND"), self.text("_URL")) {
+        let link = match (self.of.text("_COMMAND"), self.of.text("_URL")) {
             (Some(command), None) => self.process(command)?,
-            (None, Some(url)) => self.address(&url)?,
+            (None, Some(_)) => self.address()?,
             (Some(_), Some(_)) => {
                 self.wrong("_COMMAND", "is set together with the address of the server; set one of them");
                 return None;
@@ -74,25 +71,19 @@ impl Reader<'_> {
             }
         };
         let mut server = McpServer::new(link);
-        // Numbers and words that cannot be read were refused when they were found.
-        let number = self.text("_MAX_CONCURRENCY").and_then(|text| text.trim().parse().ok());
+        let number = self.of.count("_MAX_CONCURRENCY").and_then(|number| usize::try_from(number).ok());
         server.max_concurrent = number.unwrap_or(server.max_concurrent);
-        let seconds = self.text("_TIMEOUT_SECONDS").and_then(|text| text.trim().parse().ok());
-        let timeout = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-        server.timeout = timeout.unwrap_or(server.timeout);
-        server.effect =
-            self.text("_EFFECT").and_then(|word| Effect::parse(&word.trim().to_ascii_lowercase()));
-        if let Some(Ok(Value::List(tools))) = self.text("_TOOLS").map(|text| Kind::List.parse(&text)) {
-            server.tools = tools;
-        }
+        server.timeout = self.of.span("_TIMEOUT_SECONDS").unwrap_or(server.timeout);
+        server.effect = self.of.choice("_EFFECT", &EFFECTS);
+        server.tools = self.of.list("_TOOLS");
         Some(server)
     }
 
     fn process(&mut self, command: String) -> Option<McpLink> {
-        if self.text("_HEADERS").is_some() {
+        if self.of.text("_HEADERS").is_some() {
             self.wrong("_HEADERS", "goes with an address, and this server is a program");
         }
-        let arguments = match self.text("_ARGS") {
+        let arguments = match self.of.text("_ARGS") {
             Some(text) => arguments(&text).or_else(|| {
                 self.wrong("_ARGS", "must be words with spaces between them, or a JSON list of texts");
                 None
@@ -109,14 +100,13 @@ impl Reader<'_> {
         })
     }
 
-    fn address(&mut self, url: &str) -> Option<McpLink> {
+    fn address(&mut self) -> Option<McpLink> {
         for suffix in ["_ARGS", "_ENV"] {
-            if self.text(suffix).is_some() {
+            if self.of.text(suffix).is_some() {
                 self.wrong(suffix, "goes with a program, and this server has an address");
             }
         }
-        // One that is no address was refused when it was found.
-        let url = Url::parse(url.trim()).ok()?;
+        let url = self.of.address("_URL")?;
         let mut headers = IndexMap::new();
         for (name, value) in self.pairs("_HEADERS")? {
             if let Some(message) = McpLink::check_header(&name, &value) {
@@ -130,7 +120,7 @@ impl Reader<'_> {
 
     /// `name=value,…`, or a JSON object of texts; `None` when it is neither.
     fn pairs(&mut self, suffix: &str) -> Option<Vec<(String, String)>> {
-        let Some(text) = self.text(suffix) else { return Some(Vec::new()) };
+        let Some(text) = self.of.text(suffix) else { return Some(Vec::new()) };
         let read = pairs(text.trim());
         if read.is_none() {
             self.wrong(
@@ -165,13 +155,7 @@ fn pairs(text: &str) -> Option<Vec<(String, String)>> {
         let Ok(Json::Object(map)) = serde_json::from_str(text) else { return None };
         return map.into_iter().map(|(name, value)| Some((name, value.as_str()?.to_owned()))).collect();
     }
-    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
-    let pair = |part: &str| {
-        let (name, value) = part.split_once('=')?;
-        let name = name.trim();
-        (!name.is_empty()).then(|| (name.to_owned(), value.trim().to_owned()))
-    };
-    parts.map(pair).collect()
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(pair).collect()
 }
 
 #[cfg(test)]

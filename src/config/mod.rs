@@ -4,11 +4,14 @@
 //! **Invariant:** no error and no rendering shows a secret.
 
 mod compose;
+mod families;
 mod known;
 mod mcp;
 mod providers;
+mod relations;
 mod render;
 mod resolve;
+mod settings;
 mod table;
 mod unknown;
 mod value;

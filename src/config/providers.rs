@@ -2,11 +2,22 @@
 
 use std::fs;
 
-use super::{Problem, compose::variable, resolve::Settings};
+use super::{Problem, resolve::Settings, value::pair};
 use crate::{
     graph::ModelApi,
     model::{Auth, Dialect, Prices, Provider, Quirk, limit::Limits},
 };
+
+/// What a provider speaks, by the word for it.
+const DIALECTS: [(&str, Dialect); 3] = [
+    ("chat_completions", Dialect::OpenAi(ModelApi::ChatCompletions)),
+    ("responses", Dialect::OpenAi(ModelApi::Responses)),
+    ("anthropic", Dialect::Anthropic),
+];
+
+/// How a key is sent, by the word for it.
+const AUTHS: [(&str, Auth); 3] =
+    [("bearer", Auth::Bearer), ("api-key", Auth::ApiKey), ("x-api-key", Auth::XApiKey)];
 
 /// What a provider may differ in, by the word for it.
 const QUIRKS: [(&str, Quirk); 4] = [
@@ -18,46 +29,39 @@ const QUIRKS: [(&str, Quirk); 4] = [
 
 /// The provider `name`; none when it has no address. What is wrong with it is added to `problems`.
 pub(super) fn provider(settings: &Settings, name: &str, problems: &mut Vec<Problem>) -> Option<Provider> {
-    let named = |suffix: &str| variable("MODEL_PROVIDERS", suffix, name);
-    let of = |suffix: &str| settings.member(&named(suffix));
-    let base_url = of("_BASE_URL")?;
-    let dialect = match of("_API").as_deref() {
-        Some("anthropic") => Dialect::Anthropic,
-        Some("responses") => Dialect::OpenAi(ModelApi::Responses),
-        Some(_) | None => Dialect::OpenAi(ModelApi::ChatCompletions),
-    };
-    let auth = match (of("_AUTH").as_deref(), dialect) {
-        (Some("bearer"), _) => Auth::Bearer,
-        (Some("api-key"), _) => Auth::ApiKey,
-        (Some("x-api-key"), _) => Auth::XApiKey,
-        (Some(_) | None, Dialect::Anthropic) => Auth::XApiKey,
-        (Some(_) | None, Dialect::OpenAi(_)) => Auth::Bearer,
+    let of = settings.of("MODEL_PROVIDERS", name);
+    let base_url = of.text("_BASE_URL")?;
+    let dialect = of.choice("_API", &DIALECTS).unwrap_or(Dialect::OpenAi(ModelApi::ChatCompletions));
+    let usual = match dialect {
+        Dialect::Anthropic => Auth::XApiKey,
+        Dialect::OpenAi(_) => Auth::Bearer,
     };
     let mut provider = Provider {
         dialect,
         base_url,
-        key: of("_API_KEY").map(Into::into),
-        key_variable: named("_API_KEY"),
-        auth,
+        key: of.text("_API_KEY").map(Into::into),
+        key_variable: of.variable("_API_KEY"),
+        auth: of.choice("_AUTH", &AUTHS).unwrap_or(usual),
         query: Vec::new(),
         quirks: Default::default(),
-        limits: limits(|suffix| of(suffix)),
+        limits: limits(|suffix| of.count(suffix)),
     };
-    for pair in words(of("_QUERY")) {
-        match pair.split_once('=') {
-            Some((key, value)) if !key.trim().is_empty() => {
-                provider.query.push((key.trim().to_owned(), value.trim().to_owned()));
-            }
-            Some(_) | None => problems
-                .push(Problem::new(&named("_QUERY"), format!("must be name=value,…, and {pair:?} is not"))),
+    for text in of.list("_QUERY") {
+        match pair(&text) {
+            Some(pair) => provider.query.push(pair),
+            None => problems.push(Problem::new(
+                &of.variable("_QUERY"),
+                format!("must be name=value,…, and {text:?} is not"),
+            )),
         }
     }
-    for word in words(of("_QUIRKS")) {
+    for word in of.list("_QUIRKS") {
         match QUIRKS.iter().find(|(known, _)| *known == word) {
             Some((_, quirk)) => drop(provider.quirks.insert(*quirk)),
             None => {
                 let known = QUIRKS.map(|(known, _)| known).join(", ");
-                problems.push(Problem::new(&named("_QUIRKS"), format!("has no {word:?}; there are {known}")));
+                let message = format!("has no {word:?}; there are {known}");
+                problems.push(Problem::new(&of.variable("_QUIRKS"), message));
             }
         }
     }
@@ -75,17 +79,12 @@ pub(super) fn prices(settings: &Settings, problems: &mut Vec<Problem>) -> Prices
     })
 }
 
-/// What a provider allows; `of` has its settings by their last words. Resolve has refused what is no number.
-pub(super) fn limits(of: impl Fn(&str) -> Option<String>) -> Limits {
-    let limit = |suffix: &str| of(suffix)?.trim().parse().ok().filter(|limit| *limit > 0);
+/// What a provider allows; `of` has its settings by their last words. 0 is no limit.
+pub(super) fn limits(of: impl Fn(&str) -> Option<u64>) -> Limits {
+    let limit = |suffix: &str| of(suffix).filter(|limit| *limit > 0);
     Limits {
         requests_per_minute: limit("_RPM"),
         tokens_per_minute: limit("_TPM"),
         concurrent: limit("_MAX_CONCURRENT"),
     }
-}
-
-fn words(list: Option<String>) -> Vec<String> {
-    let list = list.unwrap_or_default();
-    list.split(',').map(str::trim).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }

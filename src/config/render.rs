@@ -3,8 +3,9 @@
 use std::fmt::Write;
 
 use super::{
+    families::FAMILIES,
     resolve::{Settings, Source},
-    table::{FAMILIES, Setting, TABLE},
+    table::{Setting, TABLE},
     value::{Kind, masked_addresses},
 };
 

@@ -9,7 +9,8 @@ use std::{
 
 use super::{
     Problem,
-    table::{FAMILIES, Family, Setting, TABLE},
+    families::{FAMILIES, Family},
+    table::{Setting, TABLE},
     unknown::{Known, is_service_link},
     value::Value,
 };
@@ -92,7 +93,10 @@ pub(super) struct Settings {
 #[derive(Clone, Debug)]
 pub(super) struct Member {
     pub(super) family: &'static Family,
+    /// Its value as it was written; `None` when it is not set.
     pub(super) text: Option<String>,
+    /// Its value; `None` when it is not set or cannot be read.
+    pub(super) value: Option<Value>,
     pub(super) source: Source,
     /// The file that holds the value, when it is not in the setting itself.
     pub(super) file: Option<PathBuf>,
@@ -303,12 +307,16 @@ fn member(
         if family.required {
             problems.push(Problem::new(variable, format!("is not set, but {} asks for it", family.list)));
         }
-        return Member { family, text: None, source: Source::Unset, file: None };
+        return Member { family, text: None, value: None, source: Source::Unset, file: None };
     };
-    if let Err(expected) = family.kind.parse(&text) {
-        problems.push(Problem::new(variable, format!("must be {expected}")));
-    }
-    Member { family, text: Some(text), source, file }
+    let value = match family.kind.parse(&text) {
+        Ok(value) => Some(value),
+        Err(expected) => {
+            problems.push(Problem::new(variable, format!("must be {expected}")));
+            None
+        }
+    };
+    Member { family, text: Some(text), value, source, file }
 }
 
 pub(super) fn read_limited(path: &Path) -> std::io::Result<String> {

@@ -42,20 +42,19 @@ const fn optional(name: &'static str, kind: Kind, doc: &'static str) -> Setting 
     Setting { name, aliases: &[], kind, default: None, doc, secret: false }
 }
 
-const HTTP: Kind = Kind::Address(&["http", "https"]);
+pub(super) const HTTP: Kind = Kind::Address(&["http", "https"]);
 const NATS: Kind = Kind::Addresses(&["nats", "tls"]);
 const POSTGRES: Kind = Kind::Address(&["postgres", "postgresql"]);
 const REDIS: Kind = Kind::Address(&["redis", "rediss"]);
 const PORT: Kind = Kind::Count(1, 65_535);
 /// From a moment to a day: longer waits are mistakes in the unit.
-const WAIT: Kind = Kind::Seconds(0.1, 86_400.0);
+pub(super) const WAIT: Kind = Kind::Seconds(0.1, 86_400.0);
 /// Up to 64 MiB; what has to fit into memory a hundred times over must not be larger.
 const BYTES: Kind = Kind::Count(1, 64 << 20);
 /// Any number that is still a number of things in one process.
 const NUMBER: Kind = Kind::Count(1, 1_000_000);
 /// Of calls or tokens; 0 for none. The largest providers allow hundreds of millions of tokens in a minute.
-const LIMIT: Kind = Kind::Count(0, 10_000_000_000);
-
+pub(super) const LIMIT: Kind = Kind::Count(0, 10_000_000_000);
 /// Up to ten years.
 const DAYS: Kind = Kind::Count(0, 3_650);
 
@@ -391,217 +390,6 @@ pub(super) static TABLE: &[Setting] = &[
     ),
     optional("OTEL_EXPORTER_OTLP_HEADERS", Kind::List, "Headers for the collector: `name=value,…`").secret(),
     setting("OTEL_SERVICE_NAME", Kind::Text, "agent-executor", "Name of this service in traces"),
-];
-
-/// Settings of which there is one per name in a list.
-#[derive(Debug)]
-pub(super) struct Family {
-    /// The setting that lists the names.
-    pub(super) list: &'static str,
-    /// What stands before the name, in upper case.
-    pub(super) prefix: &'static str,
-    /// What stands behind it.
-    pub(super) suffix: &'static str,
-    /// What a value may be.
-    pub(super) kind: Kind,
-    /// What it is for, in one line.
-    pub(super) doc: &'static str,
-    /// Whether its value is masked, and `…_FILE` may name a file that holds it.
-    pub(super) secret: bool,
-    /// Whether a listed name must have it.
-    pub(super) required: bool,
-}
-
-impl Family {
-    /// The variable for `name`.
-    pub(super) fn variable(&self, name: &str) -> String {
-        let name = name.to_ascii_uppercase().replace(['-', '.'], "_");
-        format!("{}{name}{}", self.prefix, self.suffix)
-    }
-}
-
-/// Every family of settings.
-pub(super) static FAMILIES: &[Family] = &[
-    Family {
-        list: "MODEL_PROVIDERS",
-        prefix: "MODEL_PROVIDER_",
-        suffix: "_BASE_URL",
-        kind: HTTP,
-        doc: "Address of that provider, without `/chat/completions`, `/responses` or `/v1/messages`",
-        secret: false,
-        required: true,
-    },
-    Family {
-        list: "MODEL_PROVIDERS",
-        prefix: "MODEL_PROVIDER_",
-        suffix: "_API_KEY",
-        kind: Kind::Text,
-        doc: "Key for that provider; none sends no authorization",
-        secret: true,
-        required: false,
-    },
-    Family {
-        list: "MODEL_PROVIDERS",
-        prefix: "MODEL_PROVIDER_",
-        suffix: "_API",
-        kind: Kind::Word(&["chat_completions", "responses", "anthropic"]),
-        doc: "What that provider speaks; `chat_completions` unless given",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "MODEL_PROVIDERS",
-        prefix: "MODEL_PROVIDER_",
-        suffix: "_AUTH",
-        kind: Kind::Word(&["bearer", "api-key", "x-api-key"]),
-        doc: "Header of its key: `Authorization: Bearer …`, `api-key` or `x-api-key`; as its dialect has it unless given",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "MODEL_PROVIDERS",
-        prefix: "MODEL_PROVIDER_",
-        suffix: "_QUERY",
-        kind: Kind::List,
-        doc: "Added to the address of every request: `name=value,…`, as Azure wants `api-version=…`",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "MODEL_PROVIDERS",
-        prefix: "MODEL_PROVIDER_",
-        suffix: "_QUIRKS",
-        kind: Kind::List,
-        doc: "How it differs: `max_completion_tokens`, `no_stream_options`, `no_response_format`, `strict_tools`",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "MODEL_PROVIDERS",
-        prefix: "MODEL_PROVIDER_",
-        suffix: "_RPM",
-        kind: LIMIT,
-        doc: "Calls of that provider in a minute, by all processes together; no limit unless given",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "MODEL_PROVIDERS",
-        prefix: "MODEL_PROVIDER_",
-        suffix: "_TPM",
-        kind: LIMIT,
-        doc: "Tokens of that provider in a minute, the same way",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "MODEL_PROVIDERS",
-        prefix: "MODEL_PROVIDER_",
-        suffix: "_MAX_CONCURRENT",
-        kind: LIMIT,
-        doc: "Calls of that provider at once, the same way",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "MCP_SERVERS",
-        prefix: "MCP_SERVER_",
-        suffix: "_COMMAND",
-        kind: Kind::Text,
-        doc: "Program that is that server; it speaks over its standard input and output",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "MCP_SERVERS",
-        prefix: "MCP_SERVER_",
-        suffix: "_ARGS",
-        kind: Kind::Text,
-        doc: "Arguments of that program: words with spaces between them, or a JSON list",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "MCP_SERVERS",
-        prefix: "MCP_SERVER_",
-        suffix: "_ENV",
-        kind: Kind::Text,
-        doc: "Its environment beside `PATH`, `HOME` and the like: `name=value,…`, or a JSON object",
-        secret: true,
-        required: false,
-    },
-    Family {
-        list: "MCP_SERVERS",
-        prefix: "MCP_SERVER_",
-        suffix: "_URL",
-        kind: HTTP,
-        doc: "Address of that server, when it speaks streamable HTTP",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "MCP_SERVERS",
-        prefix: "MCP_SERVER_",
-        suffix: "_HEADERS",
-        kind: Kind::Text,
-        doc: "Headers of every request to that address: `name=value,…`, or a JSON object",
-        secret: true,
-        required: false,
-    },
-    Family {
-        list: "MCP_SERVERS",
-        prefix: "MCP_SERVER_",
-        suffix: "_MAX_CONCURRENCY",
-        kind: Kind::Count(1, 10_000),
-        doc: "Calls of its tools at once in one process, 16 unless given; others wait",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "MCP_SERVERS",
-        prefix: "MCP_SERVER_",
-        suffix: "_TIMEOUT_SECONDS",
-        kind: WAIT,
-        doc: "Most time for one call of its tools, 60 unless given",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "MCP_SERVERS",
-        prefix: "MCP_SERVER_",
-        suffix: "_EFFECT",
-        kind: Kind::Word(&["pure", "read", "idempotent", "irreversible"]),
-        doc: "What a repeated call of its tools would do; the server's own hints count unless given",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "MCP_SERVERS",
-        prefix: "MCP_SERVER_",
-        suffix: "_TOOLS",
-        kind: Kind::List,
-        doc: "Its tools that agents may use; all unless given",
-        secret: false,
-        required: false,
-    },
-    Family {
-        list: "HTTP_TOOL_SECRETS",
-        prefix: "HTTP_TOOL_SECRET_",
-        suffix: "",
-        kind: Kind::Text,
-        doc: "Value of that secret, for headers of HTTP tools",
-        secret: true,
-        required: true,
-    },
-    Family {
-        list: "SECRETS_NAMED",
-        prefix: "SECRET_",
-        suffix: "",
-        kind: Kind::Text,
-        doc: "Value of that secret, for definitions that `SECRETS_ALLOWED` names",
-        secret: true,
-        required: true,
-    },
 ];
 
 /// The setting that goes by `name`.

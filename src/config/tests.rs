@@ -6,7 +6,9 @@ use expect_test::expect;
 use secrecy::ExposeSecret;
 
 use super::{
-    Config, Sources, markdown,
+    Config, Sources,
+    families::FAMILIES,
+    markdown,
     table::{Setting, TABLE},
     value::Kind,
 };
@@ -126,6 +128,30 @@ fn every_setting_is_read_as_the_kind_it_is_declared_as() {
         (Some(60), None, Some(5)),
         "0 is no limit"
     );
+}
+
+#[test]
+fn every_word_of_every_setting_is_understood() {
+    let words = |kind: Kind| if let Kind::Word(words) = kind { words } else { &[] };
+    for setting in TABLE {
+        for word in words(setting.kind) {
+            let config = load(&[(setting.name, word)]);
+            assert_eq!(shown(&config, setting.name), format!("{}={word} # environment", setting.name));
+        }
+    }
+    for family in FAMILIES {
+        for word in words(family.kind) {
+            let variable = family.variable("acme");
+            let config = load(&[
+                ("MODEL_PROVIDERS", "acme"),
+                ("MODEL_PROVIDER_ACME_BASE_URL", "https://acme.example.com"),
+                ("MCP_SERVERS", "acme"),
+                ("MCP_SERVER_ACME_COMMAND", "mcp-acme"),
+                (&variable, word),
+            ]);
+            assert_eq!(shown(&config, &variable), format!("{variable}={word} # environment"));
+        }
+    }
 }
 
 #[test]
@@ -407,7 +433,7 @@ fn a_named_provider_is_what_its_settings_say() {
         ("MODEL_PROVIDER_AZURE_QUERY", "api-version=2024-10-21, x=1"),
         ("MODEL_PROVIDER_AZURE_QUIRKS", "max_completion_tokens,no_stream_options"),
         ("MODEL_PROVIDER_GATE_BASE_URL", "https://gate.example.com"),
-        ("MODEL_PROVIDER_GATE_API", "anthropic"),
+        ("MODEL_PROVIDER_GATE_API", " Anthropic"),
         ("MODEL_PROVIDER_PLAIN_BASE_URL", "http://vllm:8000/v1"),
     ]);
     let providers = &config.models.providers;

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::{
     Problem,
+    families::FAMILIES,
     resolve::{FILE_VARIABLE, Member},
-    table::{self, FAMILIES, Setting, TABLE},
+    table::{self, Setting, TABLE},
 };
 
 /// Shorter names may have one slip only: with two, too many words of the world are near.

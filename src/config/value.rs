@@ -204,6 +204,13 @@ fn masked_address(text: &str) -> String {
     url.to_string()
 }
 
+/// Reads `name=value`; `None` when there is no name, or no `=`.
+pub(super) fn pair(text: &str) -> Option<(String, String)> {
+    let (name, value) = text.split_once('=')?;
+    let (name, value) = (name.trim(), value.trim());
+    (!name.is_empty()).then(|| (name.to_owned(), value.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,12 +1,12 @@
 //! Secrets of definitions: who may name which, and where their values are.
 
-use super::{Problem, Settings, variable};
+use super::{Problem, Settings};
 use crate::secrets;
 
 impl Settings {
     /// The secret of a family for one name, and where it is.
-    fn given(&self, list: &str, name: &str) -> Option<secrets::Given> {
-        let member = self.members.get(&variable(list, "", name))?;
+    fn given(&self, list: &'static str, name: &str) -> Option<secrets::Given> {
+        let member = self.of(list, name).found("")?;
         match &member.file {
             Some(file) => Some(secrets::Given::File(file.clone())),
             // Resolve has refused a secret without a value.
