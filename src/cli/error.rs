@@ -3,7 +3,9 @@
 use std::{io, process::ExitCode};
 
 use super::{drain, probe};
-use crate::{config, embedded, ids::ThreadId, job::Failure, queue, store, stream::dragonfly, telemetry};
+use crate::{
+    config, embedded, ids::ThreadId, job::Failure, queue, run::Outcome, store, stream::dragonfly, telemetry,
+};
 
 /// How a command ended; scripts read it. Code 2 is wrong usage, which clap answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,16 @@ pub(super) enum Exit {
 }
 
 impl Exit {
+    /// The exit of the command whose job ended so.
+    pub(super) fn of(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Completed(_) => Self::Success,
+            Outcome::Failed(_) => Self::Failed,
+            Outcome::Interrupted(_) => Self::Interrupted,
+            Outcome::Cancelled(_) => Self::Cancelled,
+        }
+    }
+
     /// The exit of the command that waited for a job with that status.
     pub(super) fn of_status(status: &str) -> Self {
         match status {

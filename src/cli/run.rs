@@ -30,7 +30,6 @@ use crate::{
     run::Outcome,
     store::sqlite::Place,
     stream::local::Local,
-    worker::report,
 };
 
 /// How long the last events may take to be written; a halted terminal takes them never.
@@ -144,7 +143,7 @@ pub(super) async fn run(config: &Config, arguments: &Arguments) -> Result<Exit, 
     }
     let done = ended?;
     shown?;
-    Ok(Exit::of_status(report::status(&done.outcome)))
+    Ok(Exit::of(&done.outcome))
 }
 
 /// Says how the thread goes on.

@@ -21,14 +21,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     ids::{JobId, ThreadId},
-    job::{self, Failure, Job, Spent},
-    run::{self, Attempt, Outcome, Ports, Reason, Report, Stop, tell_end},
+    job::{self, Job, Spent, Stamp, Totals},
+    run::{self, Attempt, Ended, Outcome, Ports, Reason, Report, Stop, Written},
     store::{
-        self, Cancel, CancelKind, Checkpoints, Claim, Ending, Finish, Jobs, NextJob, Offer, Upkeep, Verdict,
+        self, Cancel, CancelKind, Checkpoints, Claim, Jobs, NextJob, Offer, Upkeep, Verdict,
         sqlite::SqliteStore,
     },
-    stream::Emitter,
-    worker::report,
 };
 
 /// How long a job may take that does not say: a person waits, and a job may go on after weeks.
@@ -165,23 +163,19 @@ impl Session {
         let attempt = Attempt::new(self.ports.clone(), claim.clone(), job.clone(), stop.clone());
         let emitter = attempt.emitter.clone();
         let (result, spent) = match unread {
-            Some(reason) => (Ok(Report::early(internal(reason))), Spent::default()),
+            Some(reason) => (Ok(Report::early(Outcome::internal(reason))), Spent::default()),
             None => {
                 // A task of its own: a panic in a node ends this job, not the process.
                 let ran = self.ports.tracker.spawn(run::run(attempt));
                 let ran = self.watch(ran, (&claim, &stop), brake).await;
-                ran.unwrap_or_else(|_| {
-                    let message = "a part of the executor panicked".to_owned();
-                    (Ok(Report::early(internal(message))), Spent::default())
-                })
+                ran.unwrap_or_else(|_| (Ok(Report::early(Outcome::panicked())), Spent::default()))
             }
         };
         let report = match result {
             Ok(report) => report,
             Err(error) => self.unfinished(&claim, error).await?,
         };
-        let ended =
-            outcome::Ended { job: &job, report, emitter: &emitter, spent, elapsed: started.elapsed() };
+        let ended = Ended { job: &job, report, emitter: &emitter, spent, elapsed: started.elapsed() };
         self.finish(claim, ended).await
     }
 
@@ -242,7 +236,7 @@ impl Session {
             run::Error::Store(error @ (store::Error::Fenced { .. } | store::Error::Unavailable(_))) => {
                 Error::Store(error)
             }
-            run::Error::Store(error) => return Ok(Report::early(unstorable(&error))),
+            run::Error::Store(error) => return Ok(Report::early(Outcome::unstorable(&error))),
         };
         // Whoever comes next need not wait for the lease; if that fails too, it ends by itself.
         if let Err(error) = self.store.release(claim).await {
@@ -252,56 +246,44 @@ impl Session {
     }
 
     /// Makes the end durable and tells about it.
-    async fn finish(&self, claim: Claim, mut ended: outcome::Ended<'_>) -> Result<Done, Error> {
+    async fn finish(&self, claim: Claim, mut ended: Ended<'_>) -> Result<Done, Error> {
         let has_last = ended.report.last.is_some();
-        let stored = self.store_end(&claim, &mut ended).await;
-        match stored {
-            Err(
-                error @ (store::Error::Refused(_)
-                | store::Error::Corrupt { .. }
-                | store::Error::TooLarge { .. }
-                | store::Error::Unstorable { .. }),
-            ) if has_last => {
+        match self.store_end(&claim, &mut ended).await {
+            Err(error) if has_last && error.is_of_the_data() => {
                 // What the run held last cannot be stored: the job ends where the superstep before left it.
-                ended.report = Report::early(unstorable(&error));
+                ended.report = Report::early(Outcome::unstorable(&error));
                 self.store_end(&claim, &mut ended).await?;
             }
             stored => stored?,
         }
         // Nobody else waits for the result.
         self.store.mark_published(&claim.job_id).await?;
-        tell(&ended.report, ended.emitter);
-        let result = ended.report.outcome;
-        Ok(Done { job_id: claim.job_id, outcome: result })
+        ended.tell();
+        Ok(Done { job_id: claim.job_id, outcome: ended.report.outcome })
     }
 
-    async fn store_end(&self, claim: &Claim, ended: &mut outcome::Ended<'_>) -> Result<(), store::Error> {
-        let result = ended.result(claim.attempt, (self.ports.clock.now(), &self.codec));
-        let finish = Finish {
-            claim: claim.clone(),
-            state: report::state(&ended.report.outcome),
-            result,
-            body: None,
-            error: report::error(&ended.report.outcome),
-            // The process whose person asked for it runs it.
-            next: NextJob::Leave,
-            last: ended.report.last.take(),
-            undo: report::failure_of(&ended.report.outcome)
-                .is_some_and(|failure| failure.code == run::code::JOB_ROLLED_BACK),
-        };
+    async fn store_end(&self, claim: &Claim, ended: &mut Ended<'_>) -> Result<(), store::Error> {
+        let written = self.written(ended.job, &ended.report.outcome, &ended.totals(claim.attempt));
+        // The process whose person asked for it runs it.
+        let finish = ended.finish(claim, written, NextJob::Leave);
         self.store.finish(finish).await.map(drop)
     }
 
     /// Ends a job that has not been started; if somebody has started it meanwhile, it is left to them.
     async fn end_waiting(&self, job: &Job, cancel: &Cancel) -> Result<Done, Error> {
-        let report = Report::early(Outcome::Cancelled(run::unwanted(cancel)));
-        let result = outcome::unstarted(job, &report, (self.ports.clock.now(), &self.codec));
-        let (state, error) = (report::state(&report.outcome), report::error(&report.outcome));
-        if !self.store.end(&Ending { state, result, body: None, error }).await? {
+        let outcome = Report::early(Outcome::Cancelled(run::unwanted(cancel))).outcome;
+        let written = self.written(job, &outcome, &Totals::default());
+        if !self.store.end(&written.ending(&outcome)).await? {
             return Err(Error::Left);
         }
         self.store.mark_published(&job.job_id).await?;
-        Ok(Done { job_id: job.job_id.clone(), outcome: report.outcome })
+        Ok(Done { job_id: job.job_id.clone(), outcome })
+    }
+
+    /// The result of a job that ended now.
+    fn written(&self, job: &Job, outcome: &Outcome, numbers: &Totals) -> Written {
+        let stamp = Stamp { ended_at: self.ports.clock.now(), config: &self.codec };
+        outcome::written(job, outcome, numbers, stamp)
     }
 
     /// How a job ended that another process carried.
@@ -328,23 +310,6 @@ impl Brake {
     }
 }
 
-/// Tells readers the end of a job that is durable.
-fn tell(ended: &Report, emitter: &Emitter) {
-    ended.tell_last(emitter);
-    let (status, failed) = (report::status(&ended.outcome), report::failure_of(&ended.outcome));
-    tell_end(emitter, status, failed, &report::final_result(&ended.outcome));
-}
-
 fn by_hand() -> Cancel {
     Cancel { kind: CancelKind::Cancel, by: String::new(), reason: Some("by hand".into()) }
-}
-
-fn internal(message: String) -> Outcome {
-    let code = run::code::INTERNAL.to_owned();
-    Outcome::Failed(Failure { code, message, node: None, retryable: false })
-}
-
-fn unstorable(error: &store::Error) -> Outcome {
-    let (code, message) = (error.code().to_owned(), error.to_string());
-    Outcome::Failed(Failure { code, message, node: None, retryable: false })
 }

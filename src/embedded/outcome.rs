@@ -1,16 +1,11 @@
 //! How a job ended, as the file keeps it and as it is read back.
 
-use std::time::Duration;
-
 use serde_json::Value as Json;
 
 use crate::{
-    ids::{JobId, UnixNanos},
-    job::{self, Failure, Job, Spent, Stamp, encode_result},
-    run::{Outcome, Output, Report, code},
-    store::StoredResult,
-    stream::Emitter,
-    worker::report,
+    ids::JobId,
+    job::{Failure, Job, Stamp, Totals, encode_result},
+    run::{Outcome, Output, Written},
 };
 
 /// A job that has ended.
@@ -22,39 +17,9 @@ pub struct Done {
     pub outcome: Outcome,
 }
 
-/// What a job's end is told from.
-pub(super) struct Ended<'a> {
-    pub(super) job: &'a Job,
-    pub(super) report: Report,
-    pub(super) emitter: &'a Emitter,
-    pub(super) spent: Spent,
-    pub(super) elapsed: Duration,
-}
-
-impl Ended<'_> {
-    /// The result of this attempt.
-    pub(super) fn result(&self, attempt: u32, (ended_at, config): (UnixNanos, &job::Config)) -> StoredResult {
-        let last = self.emitter.id_in(self.report.events_left());
-        let numbers = report::totals(attempt, &self.report, self.spent.clone(), self.elapsed, Some(last));
-        let event = report::event(&self.report.outcome);
-        stored(self.job, encode_result(self.job, &event, &numbers, Stamp { ended_at, config }))
-    }
-}
-
-/// The result of a job that was never started.
-pub(super) fn unstarted(
-    job: &Job,
-    ended: &Report,
-    (ended_at, config): (UnixNanos, &job::Config),
-) -> StoredResult {
-    let numbers = report::totals(0, ended, Spent::default(), Duration::ZERO, None);
-    let event = report::event(&ended.outcome);
-    stored(job, encode_result(job, &event, &numbers, Stamp { ended_at, config }))
-}
-
-fn stored(job: &Job, encoded: job::Encoded) -> StoredResult {
-    let job::Encoded { subject, event_id, event } = encoded;
-    StoredResult { job_id: job.job_id.clone(), event_id, subject, event }
+/// The result of a job that ended so.
+pub(super) fn written(job: &Job, outcome: &Outcome, numbers: &Totals, stamp: Stamp<'_>) -> Written {
+    Written::new(job, encode_result(job, &outcome.result_event(), numbers, stamp), None)
 }
 
 /// The outcome that a stored result tells.
@@ -72,12 +37,7 @@ pub(super) fn read(event: &[u8]) -> Outcome {
         ("interrupted", _) => Outcome::Interrupted(data["interrupts"].clone()),
         ("cancelled", Ok(failure)) => Outcome::Cancelled(failure),
         (_, Ok(failure)) => Outcome::Failed(failure),
-        (_, Err(error)) => Outcome::Failed(Failure {
-            code: code::INTERNAL.to_owned(),
-            message: format!("the stored result cannot be read: {error}"),
-            node: None,
-            retryable: false,
-        }),
+        (_, Err(error)) => Outcome::internal(format!("the stored result cannot be read: {error}")),
     }
 }
 
@@ -86,7 +46,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::ids::ThreadId;
+    use crate::{
+        ids::{ThreadId, UnixNanos},
+        job::Config,
+    };
 
     #[test]
     fn an_outcome_is_read_as_it_was_stored() {
@@ -100,9 +63,9 @@ mod tests {
             Outcome::Failed(failure.clone()),
             Outcome::Cancelled(failure),
         ] {
-            let config = job::Config::default();
-            let stored = unstarted(&job, &Report::early(outcome.clone()), (UnixNanos(0), &config));
-            assert_eq!(read(&stored.event), outcome);
+            let stamp = Stamp { ended_at: UnixNanos(0), config: &Config::default() };
+            let written = written(&job, &outcome, &Totals::default(), stamp);
+            assert_eq!(read(&written.result.event), outcome);
         }
         assert!(matches!(read(b"no JSON"), Outcome::Failed(failure) if failure.code == "INTERNAL"));
     }

@@ -41,7 +41,7 @@ pub fn unwanted(cancel: &Cancel) -> Failure {
     Failure { code: code.into(), message, node: None, retryable }
 }
 
-/// Codes of failures that a run itself decides on.
+/// Codes of failures that a run itself decides on, or whoever carries its job.
 pub mod code {
     /// The request is wrong.
     pub const BAD_REQUEST: &str = "BAD_REQUEST";
@@ -77,6 +77,10 @@ pub mod code {
     pub const JOB_TIMEOUT: &str = "JOB_TIMEOUT";
     /// The final text says that the run has failed.
     pub const AGENT_HALTED: &str = "AGENT_HALTED";
+    /// The job was given up because its attempts ended with their process.
+    pub const POISON: &str = "POISON";
+    /// The job's message was delivered as often as the broker allows, before anybody could start it.
+    pub const MAX_DELIVERIES: &str = "MAX_DELIVERIES";
     /// A part of this program broke its own rules; the process lives on.
     pub const INTERNAL: &str = "INTERNAL";
 }

@@ -12,6 +12,7 @@ mod command;
 mod committer;
 mod definition;
 mod effect;
+mod ended;
 mod failures;
 mod gathered;
 mod graphs;
@@ -29,6 +30,7 @@ mod tasks;
 pub use amend::{Occasion, fork, update};
 pub use check::{Alone, Checked, Rejected, check, check_tools_here, compile, compile_alone};
 pub use definition::{DEFINITION, referred};
+pub use ended::{Ended, Written};
 pub use failures::{carried_out, code, late, unwanted};
 pub use graphs::{Graphs, Prepared};
 pub use outcome::{Outcome, Output, Report, Untold};
@@ -172,8 +174,8 @@ pub fn tell_end(emitter: &Emitter, status: &str, error: Option<&Failure>, final_
     emitter.emit(EventType::End, Origin { node: "", ns: &ns }, data);
 }
 
-/// Runs the attempt to its end; also says what it spent. The caller makes the outcome durable, then calls
-/// [`tell_end`].
+/// Runs the attempt to its end; also says what it spent. The caller makes the outcome durable, then tells
+/// it by [`Ended::tell`].
 pub async fn run(attempt: Attempt) -> (Result<Report, Error>, Spent) {
     let running = prepare(attempt);
     let stop = running.attempt.stop.clone();

@@ -1,16 +1,16 @@
-//! How runs end: the outcome, what it gives back, and what readers are still to hear of it.
+//! How runs end: the outcome and what it is called, what it gives back, what readers are still to hear of it.
 
 use std::sync::Arc;
 
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use super::{code, failure, tell_interrupts};
 use crate::{
     graph::CompiledGraph,
     ids::{CheckpointId, Namespace},
-    job::Failure,
+    job::{Failure, ResultEvent},
     pregel::MESSAGES,
-    store::Commit,
+    store::{self, Commit, JobState},
     stream::Emitter,
     telemetry::scrub::Scrubber,
     value::{Message, Name, State, Value},
@@ -33,6 +33,91 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// A part of this program broke its own rules.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::Failed(failure(code::INTERNAL, message))
+    }
+
+    /// The run panicked, which ended its task and not the process.
+    pub fn panicked() -> Self {
+        Self::internal("a part of the executor panicked; its log has the place")
+    }
+
+    /// The store cannot keep, or cannot give back, what the run needs stored.
+    pub fn unstorable(error: &store::Error) -> Self {
+        Self::Failed(failure(error.code(), error.to_string()))
+    }
+
+    /// How the job stands in the store.
+    pub fn state(&self) -> JobState {
+        match self {
+            Self::Completed(_) | Self::Interrupted(_) => JobState::Succeeded,
+            Self::Failed(failure)
+                if [code::POISON, code::MAX_DELIVERIES].contains(&failure.code.as_str()) =>
+            {
+                JobState::Dead
+            }
+            Self::Failed(_) => JobState::Failed,
+            Self::Cancelled(_) => JobState::Cancelled,
+        }
+    }
+
+    /// The word for it in events and metrics.
+    pub fn status(&self) -> &'static str {
+        match self {
+            Self::Completed(_) => "completed",
+            Self::Interrupted(_) => "interrupted",
+            Self::Failed(_) => "failed",
+            Self::Cancelled(_) => "cancelled",
+        }
+    }
+
+    /// What kept the run from its end, when something did.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Failed(failure) | Self::Cancelled(failure) => Some(failure),
+            Self::Completed(_) | Self::Interrupted(_) => None,
+        }
+    }
+
+    /// The same for operators, as the store keeps it.
+    pub fn error(&self) -> Option<Json> {
+        self.failure().map(|failure| json!(failure))
+    }
+
+    /// Whether what the job stored is to be taken back.
+    pub fn undoes(&self) -> bool {
+        self.failure().is_some_and(|failure| failure.code == code::JOB_ROLLED_BACK)
+    }
+
+    /// What is reported of it.
+    pub fn result_event(&self) -> ResultEvent {
+        match self {
+            Self::Completed(output) => {
+                ResultEvent::Completed { output: output.output.clone(), files: output.files.clone() }
+            }
+            Self::Interrupted(interrupts) => {
+                ResultEvent::Interrupted { interrupts: interrupts.clone(), count: 1 }
+            }
+            Self::Failed(failure) => ResultEvent::Failed(failure.clone()),
+            Self::Cancelled(failure) => ResultEvent::Cancelled(failure.clone()),
+        }
+    }
+
+    /// `final_result` of the `end` event: the same object as `result` in the CloudEvent, null without one.
+    pub fn final_result(&self) -> Json {
+        match self {
+            Self::Completed(output) => {
+                let mut result = json!({ "output": output.output, "status": "completed" });
+                if let Some(files) = &output.files {
+                    result["files"] = files.clone();
+                }
+                result
+            }
+            Self::Interrupted(_) | Self::Failed(_) | Self::Cancelled(_) => Json::Null,
+        }
+    }
+
     /// The same without known secrets, and errors without what stands beside a name such as `password`.
     pub(super) fn scrubbed(self) -> Self {
         let scrubber = Scrubber::process();
@@ -107,7 +192,7 @@ impl Report {
 
     /// Tells readers the states after the last supersteps, and what the run waits for. To be called once that is
     /// stored.
-    pub fn tell_last(&self, emitter: &Emitter) {
+    pub(super) fn tell_last(&self, emitter: &Emitter) {
         self.untold.iter().for_each(|untold| untold.tell(emitter));
         if let Outcome::Interrupted(interrupts) = &self.outcome {
             tell_interrupts(emitter, interrupts);
@@ -115,7 +200,7 @@ impl Report {
     }
 
     /// How many events [`Report::tell_last`] and [`tell_end`](super::tell_end) are going to emit.
-    pub fn events_left(&self) -> u64 {
+    pub(super) fn events_left(&self) -> u64 {
         let of_outcome = match &self.outcome {
             Outcome::Completed(_) => 0,
             // What it waits for, or its error.

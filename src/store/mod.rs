@@ -100,6 +100,14 @@ impl Error {
             Self::Migration(_) => "STORE_MIGRATION",
         }
     }
+
+    /// Whether the data of the call is at fault: the same call never succeeds, one with other data may.
+    pub fn is_of_the_data(&self) -> bool {
+        match self {
+            Self::Refused(_) | Self::Corrupt { .. } | Self::Unstorable { .. } | Self::TooLarge { .. } => true,
+            Self::Fenced { .. } | Self::Unavailable(_) | Self::Migration(_) => false,
+        }
+    }
 }
 
 /// Most bytes of one commit unless the operator says otherwise: many times the context of any model, and small

@@ -9,7 +9,7 @@ use std::{
 use super::{
     Error, Worker,
     budget::{Weight, weight},
-    job::{self, AtHand, Ended},
+    job::{self, AtHand, Published},
     keepalive::Owned,
     letter::{self, Defect, defect, stored_defect},
     retell,
@@ -214,7 +214,7 @@ async fn offer(
                 let owned = worker.keepalive.own(claim);
                 match run_up_to(worker, &at_hand, owned).await? {
                     Reached::Ended(ended) => {
-                        let Ended { next, failure } = *ended;
+                        let Published { next, failure } = *ended;
                         follow(worker, next, slot);
                         return Ok(failure.as_ref().and_then(defect));
                     }
@@ -268,7 +268,7 @@ async fn ended_before(worker: &Worker, job: &Job) -> Result<Option<Defect>, Erro
 /// How far a thread's jobs have got.
 enum Reached {
     /// The delivery's own job has ended; perhaps the next one of the thread was handed over.
-    Ended(Box<Ended>),
+    Ended(Box<Published>),
     /// Older jobs have ended, or were given to others; the own job is to be offered again.
     NotYet,
 }

@@ -11,11 +11,10 @@ use tracing::Instrument;
 
 use super::{Error, Worker, delivery::Slot, handback, keepalive::Owned, letter, report};
 use crate::{
-    job::{Failure, Job, Spent},
+    job::{Failure, Job, Spent, Totals},
     queue::{self, Delivery},
-    run::{self, Attempt, Outcome, Reason, Report, tell_end},
-    store::{self, Cancel, CancelKind, Claim, Doomed, Ending, Finish, NextJob, StoredResult},
-    stream::Emitter,
+    run::{self, Attempt, Ended, Outcome, Reason, Report},
+    store::{self, Cancel, CancelKind, Claim, Doomed, NextJob, StoredResult},
     telemetry::{self, label, metric},
 };
 
@@ -38,7 +37,7 @@ pub(super) struct AtHand {
 }
 
 /// A job that has ended, its result published.
-pub(super) struct Ended {
+pub(super) struct Published {
     /// The claim of the thread's next job, when the store handed it over.
     pub(super) next: Option<Owned>,
     /// Why it failed, when it did.
@@ -51,7 +50,7 @@ pub(super) async fn run(
     worker: &Arc<Worker>,
     owned: Owned,
     at_hand: Option<&AtHand>,
-) -> Result<Ended, Error> {
+) -> Result<Published, Error> {
     let claim = &owned.claim;
     let span = tracing::info_span!(
         "job",
@@ -88,7 +87,7 @@ pub(super) async fn run(
             (Ok(job), None) => attempt(worker, owned, job).await,
             (Err(error), None) => {
                 let reason = format!("the stored request cannot be read: {error}");
-                end_early(worker, owned, None, Outcome::Failed(failure(run::code::INTERNAL, reason))).await
+                end_early(worker, owned, None, Outcome::internal(reason)).await
             }
         }
     }
@@ -124,7 +123,8 @@ pub(super) async fn give_up(
         let _ = handback::give_back(worker, &owned.claim).await;
         return Err(error);
     }
-    let outcome = Outcome::Failed(failure(report::POISON, message));
+    let code = run::code::POISON.to_owned();
+    let outcome = Outcome::Failed(Failure { code, message, node: None, retryable: false });
     match end_early(worker, owned, None, outcome).await?.next {
         None => Ok(()),
         Some(next) => handback::give_back(worker, &next.claim).await,
@@ -138,10 +138,6 @@ pub(super) fn unwanted(cancel: &Cancel) -> Outcome {
         CancelKind::Reject => Outcome::Failed(failure),
         CancelKind::Cancel | CancelKind::Interrupt | CancelKind::Rollback => Outcome::Cancelled(failure),
     }
-}
-
-fn failure(code: &str, message: String) -> Failure {
-    Failure { code: code.to_owned(), message, node: None, retryable: false }
 }
 
 /// Runs the jobs the thread hands over, one after the other, in one slot.
@@ -161,7 +157,7 @@ pub(super) async fn chain(worker: Arc<Worker>, owned: Owned, slot: Slot) {
     }
 }
 
-async fn attempt(worker: &Arc<Worker>, owned: Owned, job: Arc<Job>) -> Result<Ended, Error> {
+async fn attempt(worker: &Arc<Worker>, owned: Owned, job: Arc<Job>) -> Result<Published, Error> {
     let started = Instant::now();
     if worker.orders.hurry.is_cancelled() {
         owned.stop.because(Reason::Drain);
@@ -170,21 +166,13 @@ async fn attempt(worker: &Arc<Worker>, owned: Owned, job: Arc<Job>) -> Result<En
     let emitter = attempt.emitter.clone();
     // A task of its own: a panic in a node ends this job, not the process.
     let ran = worker.tracker.spawn(run::run(attempt).in_current_span()).await;
-    let (result, spent) = ran.unwrap_or_else(|_| (Ok(panicked()), Spent::default()));
+    let (result, spent) = ran.unwrap_or_else(|_| (Ok(Report::early(Outcome::panicked())), Spent::default()));
     let report = match result {
-        Ok(ended) => ended,
-        Err(error) => match hand_back(worker, &owned.claim, error).await {
-            Err(error) => return Err(error),
-            Ok(failed) => failed,
-        },
+        Ok(report) => report,
+        Err(error) => hand_back(worker, &owned.claim, error).await?,
     };
     let elapsed = started.elapsed();
-    finish(worker, owned, Told { job: &job, report, emitter: &emitter, spent, elapsed }).await
-}
-
-fn panicked() -> Report {
-    let message = "a part of the executor panicked; its log has the place".to_owned();
-    Report::early(Outcome::Failed(failure(run::code::INTERNAL, message)))
+    finish(worker, owned, Ended { job: &job, report, emitter: &emitter, spent, elapsed }).await
 }
 
 /// What an unfinished run means: freed for others, abandoned in silence, or failed for good.
@@ -204,21 +192,8 @@ async fn hand_back(worker: &Arc<Worker>, claim: &Claim, error: run::Error) -> Re
             Err(away.into())
         }
         run::Error::Stopped(Reason::Cancel(cancel)) => Ok(Report::early(unwanted(&cancel))),
-        run::Error::Store(error) => Ok(Report::early(unstorable(&error))),
+        run::Error::Store(error) => Ok(Report::early(Outcome::unstorable(&error))),
     }
-}
-
-fn unstorable(error: &store::Error) -> Outcome {
-    Outcome::Failed(failure(error.code(), error.to_string()))
-}
-
-/// What a job's end is told from.
-struct Told<'a> {
-    job: &'a Job,
-    report: Report,
-    emitter: &'a Emitter,
-    spent: Spent,
-    elapsed: Duration,
 }
 
 /// Ends a claimed job that is not run.
@@ -227,7 +202,7 @@ async fn end_early(
     owned: Owned,
     job: Option<Arc<Job>>,
     outcome: Outcome,
-) -> Result<Ended, Error> {
+) -> Result<Published, Error> {
     let claim = owned.claim.clone();
     let nameless = || Arc::new(Job::nameless(claim.job_id.clone(), claim.thread_id.clone()));
     let job = job.unwrap_or_else(nameless);
@@ -235,8 +210,8 @@ async fn end_early(
     attempt.tell_start(None);
     let (spent, elapsed) = (Spent::default(), Duration::ZERO);
     let report = Report::early(outcome);
-    let told = Told { job: &attempt.job, report, emitter: &attempt.emitter, spent, elapsed };
-    finish(worker, owned, told).await
+    let ended = Ended { job: &attempt.job, report, emitter: &attempt.emitter, spent, elapsed };
+    finish(worker, owned, ended).await
 }
 
 /// Ends a job that was never started, and publishes its result. `false` when it is no longer queued.
@@ -253,14 +228,8 @@ async fn end_unstarted(
     outcome: Outcome,
 ) -> Result<Option<StoredResult>, Error> {
     let report = Report::early(outcome);
-    let numbers = report::totals(0, &report, Spent::default(), Duration::ZERO, None);
-    let result = report::result(worker, job, &report, &numbers);
-    let ending = Ending {
-        state: report::state(&report.outcome),
-        body: result.body,
-        error: report::error(&report.outcome),
-        result: result.stored,
-    };
+    let written = report::result(worker, job, &report.outcome, &Totals::default());
+    let ending = written.ending(&report.outcome);
     if !worker.ports.store.end(&ending).await? {
         return Ok(None);
     }
@@ -281,35 +250,27 @@ pub(super) async fn end_doomed(worker: &Arc<Worker>, doomed: &Doomed) -> Result<
 }
 
 /// Makes the end durable, tells readers of the stream, publishes the result.
-async fn finish(worker: &Arc<Worker>, owned: Owned, mut told: Told<'_>) -> Result<Ended, Error> {
+async fn finish(worker: &Arc<Worker>, owned: Owned, mut ended: Ended<'_>) -> Result<Published, Error> {
     // A renewal that is on its way while the claim ends must not look like a loss.
     owned.ends();
-    let has_last = told.report.last.is_some();
-    let stored = match store_end(worker, &owned, &mut told).await {
-        Err(Error::Store(
-            error @ (store::Error::Refused(_)
-            | store::Error::Corrupt { .. }
-            | store::Error::TooLarge { .. }
-            | store::Error::Unstorable { .. }),
-        )) if has_last => {
+    let has_last = ended.report.last.is_some();
+    let stored = match store_end(worker, &owned, &mut ended).await {
+        Err(Error::Store(error)) if has_last && error.is_of_the_data() => {
             // What the run held last cannot be stored: the job ends where the superstep before left it.
-            told.report = Report::early(unstorable(&error));
-            store_end(worker, &owned, &mut told).await?
+            ended.report = Report::early(Outcome::unstorable(&error));
+            store_end(worker, &owned, &mut ended).await?
         }
         stored => stored?,
     };
     let claim = owned.claim.clone();
     drop(owned);
-    let outcome = &told.report.outcome;
-    let (status, failed) = (report::status(outcome), report::failure_of(outcome).cloned());
-    told.report.tell_last(told.emitter);
-    tell_end(told.emitter, status, failed.as_ref(), &report::final_result(outcome));
+    ended.tell();
     if stored.next.is_none() && worker.orders.drain.is_cancelled() {
         // Another process may start the thread's next job at once, and its higher epoch would shut out our end.
         worker.ports.sink.flush(LAST_EVENTS).await;
     }
     worker.announce(&claim.thread_id);
-    count(&told.report, told.elapsed);
+    count(&ended.report, ended.elapsed);
     if let Err(error) = publish(worker, &stored.result).await {
         if let Some(next) = stored.next {
             // Told to hurry: the result is safe in the outbox, the next job is for others.
@@ -317,7 +278,7 @@ async fn finish(worker: &Arc<Worker>, owned: Owned, mut told: Told<'_>) -> Resul
         }
         return Err(error);
     }
-    Ok(Ended { next: stored.next, failure: failed })
+    Ok(Published { next: stored.next, failure: ended.report.outcome.failure().cloned() })
 }
 
 /// A job's end that is durable.
@@ -326,22 +287,11 @@ struct Stored {
     next: Option<Owned>,
 }
 
-async fn store_end(worker: &Arc<Worker>, owned: &Owned, told: &mut Told<'_>) -> Result<Stored, Error> {
-    let spent = told.spent.clone();
-    let end = Some(told.emitter.id_in(told.report.events_left()));
-    let numbers = report::totals(owned.claim.attempt, &told.report, spent, told.elapsed, end);
-    let result = report::result(worker, told.job, &told.report, &numbers);
-    let finish = Finish {
-        state: report::state(&told.report.outcome),
-        body: result.body,
-        error: report::error(&told.report.outcome),
-        next: if worker.orders.drain.is_cancelled() { NextJob::Leave } else { NextJob::Take },
-        undo: report::failure_of(&told.report.outcome)
-            .is_some_and(|failure| failure.code == run::code::JOB_ROLLED_BACK),
-        result: result.stored,
-        last: told.report.last.take(),
-        claim: owned.claim.clone(),
-    };
+async fn store_end(worker: &Arc<Worker>, owned: &Owned, ended: &mut Ended<'_>) -> Result<Stored, Error> {
+    let numbers = ended.totals(owned.claim.attempt);
+    let written = report::result(worker, ended.job, &ended.report.outcome, &numbers);
+    let next = if worker.orders.drain.is_cancelled() { NextJob::Leave } else { NextJob::Take };
+    let finish = ended.finish(&owned.claim, written, next);
     let result = finish.result.clone();
     let answered = until_answered(worker, || worker.ports.store.finish(finish.clone())).await;
     if let Err(Error::Store(store::Error::Fenced { .. })) = &answered {
@@ -353,12 +303,12 @@ async fn store_end(worker: &Arc<Worker>, owned: &Owned, told: &mut Told<'_>) -> 
 }
 
 fn count(report: &Report, elapsed: Duration) {
-    let status = report::status(&report.outcome);
+    let status = report.outcome.status();
     metrics::counter!(metric::JOBS, "status" => status).increment(1);
     metrics::histogram!(metric::JOB_SECONDS).record(elapsed.as_secs_f64());
     let duration_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     let steps = report.steps;
-    match report::failure_of(&report.outcome) {
+    match report.outcome.failure() {
         None => tracing::info!(status, duration_ms, steps, "job ended"),
         Some(Failure { code, message, node, .. }) => {
             if status == "failed" {

@@ -5,11 +5,7 @@
 use bytes::Bytes;
 use serde_json::Value as Json;
 
-use super::{
-    Error, Worker,
-    delivery::read,
-    report::{MAX_DELIVERIES, POISON},
-};
+use super::{Error, Worker, delivery::read};
 use crate::{
     ids::JobId,
     job::{Decoded, Failure, Job, Request, encode_request},
@@ -40,8 +36,8 @@ pub(super) fn defect(failure: &Failure) -> Option<Defect> {
         code::BAD_REQUEST => "bad_request",
         code::DEFINITION_INVALID | code::VARIABLES_UNSET => "definition_invalid",
         code::AGENT_NOT_FOUND => "agent_not_found",
-        POISON => GIVEN_UP,
-        MAX_DELIVERIES => "max_deliveries",
+        code::POISON => GIVEN_UP,
+        code::MAX_DELIVERIES => "max_deliveries",
         _ => return None,
     };
     Some((reason, failure.message.clone()))

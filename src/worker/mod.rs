@@ -16,7 +16,7 @@ mod letter;
 mod parking;
 mod posts;
 mod repair;
-pub(crate) mod report;
+mod report;
 mod retention;
 mod retell;
 mod settle;

@@ -10,14 +10,13 @@ use super::{
     delivery::read,
     job,
     letter::{self, stored_defect},
-    report::MAX_DELIVERIES,
     upkeep::{EARLY, jittered},
 };
 use crate::{
     ids::JobId,
     job::{Decoded, Failure, Job},
     queue::{Advisory, AdvisoryKind, Settlement, Stored},
-    run::Outcome,
+    run::{Outcome, code},
     store::{self, DeadLetter},
     telemetry::metric,
 };
@@ -179,7 +178,7 @@ async fn given_up(worker: &Arc<Worker>, advisory: &Advisory, message: &Stored) -
         }
     };
     worker.record(&job, Some(message.stream_seq)).await?;
-    let code = MAX_DELIVERIES.to_owned();
+    let code = code::MAX_DELIVERIES.to_owned();
     let failure = Failure { code, message: sentence, node: None, retryable: true };
     job::end_waiting(worker, &job, Outcome::Failed(failure)).await?;
     let known = worker.ports.store.known(std::slice::from_ref(&job.job_id)).await?;
