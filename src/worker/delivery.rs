@@ -20,7 +20,7 @@ use crate::{
     ids::JobId,
     job::{Decoded, Job, Task, decode},
     queue::{Delivery, Receipt, Settlement},
-    store::{self, Offer, Verdict},
+    store::{self, Claim, Offer, Verdict},
     telemetry::{Pass, metric},
 };
 
@@ -178,84 +178,128 @@ async fn offer(
     worker: &Arc<Worker>,
     delivery: &Delivery,
     job: &Arc<Job>,
-    (mut turn, slot): (Option<Turn>, Slot),
+    (mut turn, mut slot): (Option<Turn>, Slot),
 ) -> Result<Option<Defect>, Error> {
     let mut offer = offer_of(worker, delivery, job);
     let at_hand = AtHand { job: job.clone(), request: offer.request.clone() };
-    let mut slot = slot;
-    let mut lane: Option<Slot> = None;
-    let mut told = false;
+    let mut offered = Offered { worker, delivery, at_hand, lane: None, has_told: false };
     if let Some(turn) = &mut turn {
         turn.come().await;
     }
     loop {
         offer.running = worker.keepalive.owned(&job.thread_id);
-        offer.lane = lane.is_some();
+        offer.lane = offered.lane.is_some();
         let verdict = accept(worker, &offer).await;
         // The store knows of the job now, and keeps the order from here on.
         drop(turn.take());
-        let retry_in = match verdict? {
-            Verdict::NeedLane => {
+        match offered.heed(verdict?).await? {
+            Next::Again => {}
+            Next::Lane => {
                 drop(slot);
-                let entered = enter_lane(worker, job, weight(delivery)).await?;
-                (slot, lane) = (entered.0, Some(entered.1));
-                continue;
+                let (entered, lane) = enter_lane(worker, job, weight(delivery)).await?;
+                (slot, offered.lane) = (entered, Some(lane));
             }
+            Next::Wait(retry_in) => {
+                offered.lane = None;
+                drop(slot);
+                slot = park(worker, job, (weight(delivery), retry_in)).await?;
+            }
+            Next::Ended { defect, next } => {
+                follow(worker, next, slot);
+                return Ok(defect);
+            }
+        }
+    }
+}
+
+/// A delivery's job, while it is offered to the store.
+struct Offered<'a> {
+    worker: &'a Arc<Worker>,
+    delivery: &'a Delivery,
+    at_hand: AtHand,
+    /// The place of suspects, while it is held for this job.
+    lane: Option<Slot>,
+    /// Whether the owner of the thread has been told that this job wants it to stop.
+    has_told: bool,
+}
+
+/// What follows from an answer of the store.
+enum Next {
+    /// The job is offered again at once.
+    Again,
+    /// The same, with the place of suspects.
+    Lane,
+    /// The same, when the thread has been freed, or after this time.
+    Wait(Duration),
+    /// The job has ended.
+    Ended {
+        /// Why it will never run, when that is how it ended.
+        defect: Option<Defect>,
+        /// The claim of the thread's next job, when the store handed it over.
+        next: Option<Box<Owned>>,
+    },
+}
+
+impl Next {
+    /// The job has ended, and nothing was handed over.
+    fn over(defect: Option<Defect>) -> Self {
+        Self::Ended { defect, next: None }
+    }
+}
+
+impl Offered<'_> {
+    /// Does what the store has answered.
+    async fn heed(&mut self, verdict: Verdict) -> Result<Next, Error> {
+        let Self { worker, at_hand: AtHand { job, .. }, .. } = self;
+        Ok(match verdict {
+            Verdict::Run(claim) => self.run(claim).await?,
+            Verdict::NeedLane => Next::Lane,
             Verdict::Rejected(cancel) => {
-                if job::end_waiting(worker, job, job::unwanted(&cancel)).await? {
-                    return Ok(None);
-                }
-                continue;
-            }
-            Verdict::Run(claim) => {
-                if !claim.suspect {
-                    drop(lane.take());
-                }
-                let owned = worker.keepalive.own(claim);
-                match run_up_to(worker, &at_hand, owned).await? {
-                    Reached::Ended(ended) => {
-                        let Published { next, failure } = *ended;
-                        follow(worker, next, slot);
-                        return Ok(failure.as_ref().and_then(defect));
-                    }
-                    Reached::NotYet => {
-                        lane = None;
-                        continue;
-                    }
-                }
+                let is_over = job::end_waiting(worker, job, job::unwanted(&cancel)).await?;
+                if is_over { Next::over(None) } else { Next::Again }
             }
             Verdict::Poison(claim) => {
                 // The next offer finds the job done, or the thread free for it.
-                let message = Some(delivery).filter(|_| claim.job_id == job.job_id);
+                let message = Some(self.delivery).filter(|_| claim.job_id == job.job_id);
                 job::give_up(worker, worker.keepalive.own(claim), message).await?;
-                continue;
+                Next::Again
             }
-            Verdict::Done => return ended_before(worker, job).await,
-            Verdict::DoneUnpublished { ended, .. } if ended < PUBLISHING => PUBLISHING - ended,
+            Verdict::Done => Next::over(ended_before(worker, job).await?),
+            Verdict::DoneUnpublished { ended, .. } if ended < PUBLISHING => Next::Wait(PUBLISHING - ended),
             Verdict::DoneUnpublished { result, .. } => {
                 // Readers need not wait for the broker.
-                let ended = ended_before(worker, job).await?;
+                let defect = ended_before(worker, job).await?;
                 job::publish(worker, &result).await?;
-                return Ok(ended);
+                Next::over(defect)
             }
             Verdict::Parked { retry_in } => {
-                if job.multitask_strategy.stops_others() && !std::mem::replace(&mut told, true) {
+                if job.multitask_strategy.stops_others() && !std::mem::replace(&mut self.has_told, true) {
                     worker.tell_owner(&job.thread_id).await;
                 }
-                retry_in
+                Next::Wait(retry_in)
             }
-            Verdict::RunningElsewhere { retry_in } => retry_in,
+            Verdict::RunningElsewhere { retry_in } => Next::Wait(retry_in),
+        })
+    }
+
+    /// Runs the thread's jobs from the claimed one on, up to this one.
+    async fn run(&mut self, claim: Claim) -> Result<Next, Error> {
+        if !claim.suspect {
+            self.lane = None;
+        }
+        let owned = self.worker.keepalive.own(claim);
+        let Some(Published { next, failure }) = run_up_to(self.worker, &self.at_hand, owned).await? else {
+            self.lane = None;
+            return Ok(Next::Again);
         };
-        lane = None;
-        drop(slot);
-        slot = park(worker, job, (weight(delivery), retry_in)).await?;
+        Ok(Next::Ended { defect: failure.as_ref().and_then(defect), next: next.map(Box::new) })
     }
 }
 
 /// Starts the thread's next job, if there is one, at once: neither settling the delivery nor its letter is its concern.
-fn follow(worker: &Arc<Worker>, next: Option<Owned>, slot: Slot) {
+fn follow(worker: &Arc<Worker>, next: Option<Box<Owned>>, slot: Slot) {
     if let Some(next) = next {
-        worker.tracker.spawn(job::chain(worker.clone(), next, slot));
+        worker.tracker.spawn(job::chain(worker.clone(), *next, slot));
     }
 }
 
@@ -265,23 +309,16 @@ async fn ended_before(worker: &Worker, job: &Job) -> Result<Option<Defect>, Erro
     stored_defect(worker, &job.job_id).await
 }
 
-/// How far a thread's jobs have got.
-enum Reached {
-    /// The delivery's own job has ended; perhaps the next one of the thread was handed over.
-    Ended(Box<Published>),
-    /// Older jobs have ended, or were given to others; the own job is to be offered again.
-    NotYet,
-}
-
 /// Runs the thread's jobs from `owned` on, up to the delivery's own. Older jobs go first; their own messages
-/// are settled by whoever holds them.
-async fn run_up_to(worker: &Arc<Worker>, at_hand: &AtHand, owned: Owned) -> Result<Reached, Error> {
+/// are settled by whoever holds them. `None` when they have ended, or were given to others, and the own job is to be
+/// offered again.
+async fn run_up_to(worker: &Arc<Worker>, at_hand: &AtHand, owned: Owned) -> Result<Option<Published>, Error> {
     let own = &at_hand.job.job_id;
     let mut next = Some(owned);
     while let Some(owned) = next {
         let job_id = owned.claim.job_id.clone();
         match job::run(worker, owned, Some(at_hand)).await {
-            Ok(ended) if job_id == *own => return Ok(Reached::Ended(Box::new(ended))),
+            Ok(ended) if job_id == *own => return Ok(Some(ended)),
             Ok(ended) => next = ended.next,
             Err(error) if job_id == *own => return Err(error),
             // Neither would end better at the next offer: the message goes back to the queue.
@@ -293,7 +330,7 @@ async fn run_up_to(worker: &Arc<Worker>, at_hand: &AtHand, owned: Owned) -> Resu
             }
         }
     }
-    Ok(Reached::NotYet)
+    Ok(None)
 }
 
 async fn accept(worker: &Worker, offer: &Offer) -> Result<Verdict, Error> {
