@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use tracing::Instrument;
 
-use super::{Error, Worker, delivery::Slot, handback, keepalive::Owned, letter, report};
+use super::{Error, Orders, Worker, delivery::Slot, handback, keepalive::Owned, letter, report};
 use crate::{
     job::{Failure, Job, Spent, Totals},
     queue::{self, Delivery},
@@ -320,13 +320,32 @@ fn count(report: &Report, elapsed: Duration) {
     }
 }
 
+/// The wait between two calls of a server that is away.
+struct Pause {
+    next: Duration,
+}
+
+impl Pause {
+    fn new() -> Self {
+        Self { next: FIRST_PAUSE }
+    }
+
+    /// Waits, longer each time; a process that is told to hurry waits no more.
+    async fn wait(&mut self, orders: &Orders) {
+        tokio::select! {
+            () = tokio::time::sleep(self.next) => self.next = (self.next * 2).min(LONGEST_PAUSE),
+            () = orders.hurry.cancelled() => {}
+        }
+    }
+}
+
 /// Calls the store until it answers; what was stored stays stored when an answer is lost. Told to hurry, it leaves
 /// the end to others after a moment.
 async fn until_answered<T, F>(worker: &Worker, call: impl Fn() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, store::Error>>,
 {
-    let mut pause = FIRST_PAUSE;
+    let mut pause = Pause::new();
     loop {
         let answered = tokio::select! {
             answered = call() => answered,
@@ -341,10 +360,7 @@ where
             }
             answered => return Ok(answered?),
         }
-        tokio::select! {
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
-            () = worker.orders.hurry.cancelled() => {}
-        }
+        pause.wait(&worker.orders).await;
     }
 }
 
@@ -356,7 +372,7 @@ async fn hurried(worker: &Worker) {
 
 /// Publishes a stored result until the broker confirms it, then notes that it did.
 pub(super) async fn publish(worker: &Arc<Worker>, result: &StoredResult) -> Result<(), Error> {
-    let mut pause = FIRST_PAUSE;
+    let mut pause = Pause::new();
     let span = || tracing::info_span!("result_publish");
     while let Err(error) = worker.queue.publish(result).instrument(span()).await {
         tracing::warn!(code = error.code(), %error, "a result waits for the broker");
@@ -364,8 +380,7 @@ pub(super) async fn publish(worker: &Arc<Worker>, result: &StoredResult) -> Resu
         if worker.orders.hurry.is_cancelled() || !matches!(error, queue::Error::Unavailable(_)) {
             return Err(error.into());
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause.wait(&worker.orders).await;
     }
     note_published(worker, result).await;
     Ok(())
