@@ -191,17 +191,16 @@ impl Arrival {
 
 fn in_place(frame: &Frame, saved: Saved, writes: &[Write], epoch: Epoch) -> Result<Arrival, Failure> {
     let mut position = Position { job_step: 0, ..Position::resumed(saved) };
-    let mut checkpoint = Checkpoint::clone(&position.checkpoint);
     if !writes.is_empty() {
-        let stamp = Stamp { id: checkpoint.id.clone(), ts: checkpoint.ts.clone(), epoch };
+        let before = &position.checkpoint;
+        let stamp = Stamp { id: before.id.clone(), ts: before.ts.clone(), epoch };
         let tasks = [pregel::TaskWrites { task: Task::outside(""), writes: writes.to_vec() }];
-        let applied = pregel::apply(&frame.graph, &checkpoint, &tasks, stamp)?;
-        checkpoint = applied.checkpoint;
+        let applied = pregel::apply(&frame.graph, before, &tasks, stamp)?;
+        position.checkpoint = Arc::new(applied.checkpoint);
         position.carried = applied.changed;
     }
     // What the command changes is no reason to pause again.
-    pregel::mark_resumed(&mut checkpoint);
-    position.checkpoint = Arc::new(checkpoint);
+    pregel::mark_resumed(Arc::make_mut(&mut position.checkpoint));
     Ok(Arrival { position, step: Step { puts: Vec::new(), writes: Vec::new() }, answers: Answers::new() })
 }
 

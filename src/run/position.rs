@@ -24,6 +24,11 @@ pub(super) fn paused_after(metadata: &Metadata) -> Vec<Name> {
     names.into_iter().flatten().filter_map(Json::as_str).map(Name::from).collect()
 }
 
+/// Reads what stands under [`JOB_STEP`]; 0 when nothing does.
+pub(super) fn job_step(metadata: &Metadata) -> u64 {
+    metadata.extra.get(JOB_STEP).and_then(Json::as_u64).unwrap_or(0)
+}
+
 /// The graph that runs, and where.
 pub(super) struct Frame {
     pub(super) graph: Arc<CompiledGraph>,
@@ -71,8 +76,8 @@ impl Position {
     /// At a stored checkpoint.
     pub(super) fn resumed(saved: Saved) -> Self {
         let Saved { checkpoint, metadata, writes, .. } = saved;
-        let job_step = metadata.extra.get(JOB_STEP).and_then(Json::as_u64).unwrap_or(0);
-        let (checkpoint, step, ran) = (Arc::new(checkpoint), metadata.step, paused_after(&metadata));
+        let (step, job_step, ran) = (metadata.step, job_step(&metadata), paused_after(&metadata));
+        let checkpoint = Arc::new(checkpoint);
         Self { checkpoint, step, job_step, pending: writes, carried: Vec::new(), is_known: true, ran }
     }
 

@@ -9,7 +9,7 @@ use super::{
     Error, Outcome, Report, Running, Untold, code, command,
     committer::{Committer, Step},
     definition, failure, halted, output,
-    position::{Frame, Position},
+    position::{Frame, Position, job_step},
     spent,
     superstep::{Ended, run_graph},
 };
@@ -55,8 +55,7 @@ pub(super) async fn run(running: &Running) -> Result<Report, Error> {
     newest.iter().for_each(|saved| spent::restore(running, &saved.writes));
     if let Some(own) = own {
         restore_spending(running, own);
-        let Position { job_step, checkpoint, .. } = Position::resumed(own.clone());
-        running.reach(job_step, &checkpoint.id);
+        running.reach(job_step(&own.metadata), &own.checkpoint.id);
     }
     // What came before is worth telling even when no time is left.
     let deadline = Instant::now() + running.attempt.claim.time_left;
@@ -161,11 +160,13 @@ async fn enter(
     newest: Option<Saved>,
 ) -> Result<Result<Position, Failure>, Error> {
     let job = &running.attempt.job;
-    if let Some(own) = newest.clone().filter(|saved| is_own(running, saved)) {
-        return Ok(Ok(Position::resumed(own)));
-    }
+    let newest = match newest {
+        Some(own) if is_own(running, &own) => return Ok(Ok(Position::resumed(own))),
+        other => other,
+    };
+    let floor = newest.as_ref().map(|saved| saved.checkpoint.id.clone());
     let base = match &job.checkpoint_id {
-        None => newest.clone(),
+        None => newest,
         Some(id) => {
             let claim = &running.attempt.claim;
             let older =
@@ -182,8 +183,7 @@ async fn enter(
     {
         return Ok(Err(failed));
     }
-    let floor = newest.as_ref().map(|saved| &saved.checkpoint.id);
-    let stamps = Stamps { running, floor: floor.cloned() };
+    let stamps = Stamps { running, floor };
     let arrival = match &job.command {
         Some(command) => command::arrive(frame, command, base, stamps),
         None => arrive_with_input(running, frame, base.as_ref(), stamps),
@@ -319,16 +319,16 @@ pub(super) fn arrive(
     let started = pregel::apply(graph, &entered.checkpoint, &tasks, stamps.next(step + 2))?;
 
     let entered_id = entered.checkpoint.id.clone();
-    let put = |applied: &pregel::Applied, source, step, parent| Put {
+    let put = |applied: pregel::Applied, source, step, parent| Put {
         ns: ns.clone(),
-        checkpoint: Arc::new(applied.checkpoint.clone()),
+        checkpoint: Arc::new(applied.checkpoint),
         metadata: stamps.metadata(source, (step, 0), parents),
         parent,
-        changed: applied.changed.clone(),
+        changed: applied.changed,
     };
     let puts = vec![
-        put(&entered, Source::Input, step + 1, base.map(|saved| saved.checkpoint.id.clone())),
-        put(&started, Source::Loop, step + 2, Some(entered_id.clone())),
+        put(entered, Source::Input, step + 1, base.map(|saved| saved.checkpoint.id.clone())),
+        put(started, Source::Loop, step + 2, Some(entered_id.clone())),
     ];
     let writes = vec![TaskWrites { ns: ns.clone(), checkpoint_id: entered_id, writes: stored }];
     let position = Position::new(puts[1].checkpoint.clone(), step + 2, 0);
