@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::{Map as JsonMap, Value as Json};
 
-use super::{code, definition::DEFINITION, failure, start::EPOCH, task::route};
+use super::{code, definition::DEFINITION, failure, metadata::EPOCH, task::route};
 use crate::{
     graph::CompiledGraph,
     ids::{CheckpointId, Epoch, Namespace, UnixNanos},

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 use super::{
+    arrival::Arrival,
     code,
     committer::Step,
     failure,
-    position::{Frame, Position, paused_after},
-    start::{Arrival, Stamps, pending},
-    tasks::RESUME_IDX,
+    metadata::paused_after,
+    position::{Frame, Position},
+    stamps::Stamps,
+    tasks::{RESUME_IDX, pending},
 };
 use crate::{
     graph::CompiledGraph,

@@ -6,6 +6,7 @@
 
 mod amend;
 mod approval;
+mod arrival;
 mod cache;
 mod check;
 mod command;
@@ -16,10 +17,12 @@ mod ended;
 mod failures;
 mod gathered;
 mod graphs;
+mod metadata;
 mod outcome;
 mod policy;
 mod position;
 mod spent;
+mod stamps;
 mod start;
 mod stop;
 mod subgraph;

@@ -2,32 +2,15 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use serde_json::Value as Json;
-
-use super::start::JOB_STEP;
+use super::metadata::{job_step, paused_after};
 use crate::{
     graph::CompiledGraph,
     ids::{CheckpointId, Namespace},
     node::{TaskView, ToolSet},
-    pregel::{Checkpoint, Metadata, PendingWrite},
+    pregel::{Checkpoint, PendingWrite},
     store::Saved,
     value::Name,
 };
-
-/// Metadata key: the nodes of the superstep that made the checkpoint after which runs pause. The checkpoint alone
-/// does not tell, and an attempt after a crash must pause there too.
-pub(super) const PAUSED_AFTER: &str = "interrupt_after";
-
-/// Reads what stands under [`PAUSED_AFTER`].
-pub(super) fn paused_after(metadata: &Metadata) -> Vec<Name> {
-    let names = metadata.extra.get(PAUSED_AFTER).and_then(Json::as_array);
-    names.into_iter().flatten().filter_map(Json::as_str).map(Name::from).collect()
-}
-
-/// Reads what stands under [`JOB_STEP`]; 0 when nothing does.
-pub(super) fn job_step(metadata: &Metadata) -> u64 {
-    metadata.extra.get(JOB_STEP).and_then(Json::as_u64).unwrap_or(0)
-}
 
 /// The graph that runs, and where.
 pub(super) struct Frame {

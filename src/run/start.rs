@@ -1,44 +1,23 @@
 //! Where a run starts: new input on a thread, an older checkpoint, a command, or its own last checkpoint.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
-use serde_json::{Map as JsonMap, Value as Json, json};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    Error, Outcome, Report, Running, Untold, code, command,
-    committer::{Committer, Step},
-    definition, failure, halted, output,
-    position::{Frame, Position, job_step},
+    Error, Outcome, Report, Running, Untold,
+    arrival::{Arrival, arrive_with_input},
+    code, command,
+    committer::Committer,
+    definition, failure, halted,
+    metadata::{is_own, job_step},
+    output,
+    position::{Frame, Position},
     spent,
+    stamps::Stamps,
     superstep::{Ended, run_graph},
 };
-use crate::{
-    graph::CompiledGraph,
-    ids::{CheckpointId, Epoch, JobId, Namespace},
-    job::{self, Failure, Spent},
-    node::Calls,
-    pregel::{
-        self, Answers, Checkpoint, MESSAGES, Metadata, PendingWrite, REMOVE_ALL, Source, Stamp, Task,
-        TaskInput, Write,
-    },
-    store::{Put, Saved, TaskWrites},
-    value::{self, Map, Message, Name, Role, Value},
-};
-
-/// Metadata key: the epoch of the attempt that made the checkpoint.
-pub(super) const EPOCH: &str = "executor_epoch";
-
-/// Metadata key: supersteps the job has made in its graph, so that a crash does not give it more.
-pub(super) const JOB_STEP: &str = "job_step";
-
-/// Metadata key: tokens the job has taken so far, by `provider:model`.
-const USAGE: &str = "usage";
-
-/// Metadata key: the same by node.
-const USAGE_BY_NODE: &str = "usage_by_node";
-/// Metadata key: calls the job has made so far, when its definition limits them.
-pub(super) const CALLS: &str = "calls";
+use crate::{ids::Namespace, job::Failure, pregel, store::Saved, value::Value};
 
 /// Runs the attempt's graph.
 pub(super) async fn run(running: &Running) -> Result<Report, Error> {
@@ -52,9 +31,9 @@ pub(super) async fn run(running: &Running) -> Result<Report, Error> {
     let own = newest.as_ref().filter(|saved| is_own(running, saved));
     running.attempt.tell_start(own.map(|own| &own.checkpoint.id));
     // Also on a checkpoint of an earlier job, which this one went on from.
-    newest.iter().for_each(|saved| spent::restore(running, &saved.writes));
+    newest.iter().for_each(|saved| spent::restore_from_writes(running, &saved.writes));
     if let Some(own) = own {
-        restore_spending(running, own);
+        spent::restore_from_metadata(running, &own.metadata);
         running.reach(job_step(&own.metadata), &own.checkpoint.id);
     }
     // What came before is worth telling even when no time is left.
@@ -121,37 +100,6 @@ async fn to_the_end(
     Ok(Report { outcome, steps, checkpoint_id, last, untold, version: None })
 }
 
-/// Whether the checkpoint was made by this job: then its input is in it.
-pub(super) fn is_own(running: &Running, saved: &Saved) -> bool {
-    let job_id = saved.metadata.extra.get("job_id").and_then(Json::as_str);
-    job_id == Some(running.attempt.claim.job_id.as_str())
-}
-
-/// What earlier attempts have spent counts too.
-pub(super) fn restore_spending(running: &Running, own: &Saved) {
-    restore_from(running, &own.metadata.extra);
-}
-
-/// Takes over what [`spending`] has said in an earlier attempt.
-pub(super) fn restore_from(running: &Running, stored: &JsonMap<String, Json>) {
-    let sums = |key: &str| job::restored(stored.get(key));
-    running.scope.spending.restore(&Spent { by_model: sums(USAGE), by_node: sums(USAGE_BY_NODE) });
-    if let Some(calls) = stored.get(CALLS) {
-        let count = |kind: &str| calls.get(kind).and_then(Json::as_u64).unwrap_or_default();
-        running.scope.spending.restore_calls(Calls { model: count("model"), tool: count("tool") });
-    }
-}
-
-/// What the job has spent so far, as it is stored; nothing for a job that has spent nothing.
-pub(super) fn spending(running: &Running) -> impl Iterator<Item = (String, Json)> {
-    let spending = &running.scope.spending;
-    let spent = spending.spent();
-    let sums = [(USAGE, job::stored(&spent.by_model)), (USAGE_BY_NODE, job::stored(&spent.by_node))];
-    let calls = spending.limited_calls().map(|Calls { model, tool }| json!({ "model": model, "tool": tool }));
-    let all = sums.into_iter().chain([(CALLS, calls)]);
-    all.filter_map(|(key, stored)| Some((key.to_owned(), stored?)))
-}
-
 /// Finds the checkpoint the run starts from, and makes the job's input part of the thread.
 async fn enter(
     running: &Running,
@@ -210,158 +158,4 @@ async fn enter(
         }
     }
     Ok(Ok(position))
-}
-
-/// The input as a value; channels the graph does not have are left out. Input that names no channel of the
-/// graph at all is a mistake, most likely in a name.
-fn input_value(running: &Running, graph: &CompiledGraph) -> Result<Map, Failure> {
-    let input = running.attempt.job.input.clone().unwrap_or_default();
-    let (known, unknown): (Vec<_>, Vec<_>) =
-        input.into_iter().partition(|(channel, _)| graph.channels.contains_key(channel.as_str()));
-    let names = || unknown.iter().map(|(channel, _)| channel.as_str()).collect::<Vec<_>>().join(", ");
-    if known.is_empty() && !unknown.is_empty() {
-        let channels = graph.channels.keys().map(|name| &**name).collect::<Vec<_>>().join(", ");
-        let message = format!("/input: no channel of the graph is named {}; it has {channels}", names());
-        return Err(failure(code::BAD_REQUEST, message));
-    }
-    if !unknown.is_empty() {
-        tracing::warn!(channels = %names(), "input names channels the graph does not have");
-    }
-    Ok(known.into_iter().map(|(channel, value)| (Name::from(channel), Value::from(value))).collect())
-}
-
-/// A job's input on its thread. Values that their channels cannot take are a mistake of the request.
-fn arrive_with_input(
-    running: &Running,
-    frame: &Frame,
-    base: Option<&Saved>,
-    stamps: Stamps<'_>,
-) -> Result<Arrival, Failure> {
-    let input = input_value(running, &frame.graph)?;
-    arrive(frame, base, input, stamps).map_err(|failed| match failed.code.as_str() {
-        "STATE_UNFOLDABLE" => failure(code::BAD_REQUEST, format!("/input: {}", failed.message)),
-        _ => failed,
-    })
-}
-
-/// Makes the ids and times of checkpoints.
-pub(super) struct Stamps<'a> {
-    pub(super) running: &'a Running,
-    /// The greatest id there is; every new one sorts above it.
-    pub(super) floor: Option<CheckpointId>,
-}
-
-impl Stamps<'_> {
-    pub(super) fn next(&mut self, step: i64) -> Stamp {
-        let now = self.running.attempt.ports.clock.now();
-        let id = CheckpointId::next(self.floor.as_ref(), now, step, fastrand::u64(..));
-        self.floor = Some(id.clone());
-        Stamp { id, ts: now.isoformat(), epoch: self.running.attempt.claim.epoch }
-    }
-
-    pub(super) fn job_id(&self) -> &JobId {
-        &self.running.attempt.claim.job_id
-    }
-
-    pub(super) fn epoch(&self) -> Epoch {
-        self.running.attempt.claim.epoch
-    }
-
-    pub(super) fn metadata(
-        &self,
-        source: Source,
-        (step, job_step): (i64, u64),
-        parents: &BTreeMap<String, CheckpointId>,
-    ) -> Metadata {
-        let attempt = &self.running.attempt;
-        let mut extra: JsonMap<String, Json> = attempt.job.config.metadata.clone();
-        extra.insert("job_id".into(), attempt.claim.job_id.as_str().into());
-        extra.insert(EPOCH.into(), attempt.claim.epoch.0.into());
-        extra.insert("attempt".into(), attempt.claim.attempt.into());
-        extra.insert(JOB_STEP.into(), job_step.into());
-        if let Some(hash) = self.running.definition.get() {
-            extra.insert(definition::DEFINITION.into(), (**hash).into());
-        }
-        extra.extend(spending(self.running));
-        Metadata { source, step, parents: parents.clone(), extra }
-    }
-}
-
-/// Input that has become part of a thread: where the run starts, and what must be stored first.
-pub(super) struct Arrival {
-    pub(super) position: Position,
-    pub(super) step: Step,
-    /// What the job answers, by interrupt id.
-    pub(super) answers: Answers,
-}
-
-/// Turns input into the input checkpoint and the checkpoint after its first, trivial superstep.
-/// Both are stored together: between them nothing happens that could be lost.
-pub(super) fn arrive(
-    frame: &Frame,
-    base: Option<&Saved>,
-    input: Map,
-    mut stamps: Stamps<'_>,
-) -> Result<Arrival, Failure> {
-    let Frame { graph, ns, parents, .. } = frame;
-    let empty = Checkpoint::empty();
-    let (before, step) = base.map_or((&empty, -2), |saved| (&saved.checkpoint, saved.metadata.step));
-    let value = Value::Map(Arc::new(input.clone()));
-    let entered = pregel::accept_input(graph, ns, (before, step), value, stamps.next(step + 1))?;
-    let mended = base.and_then(|saved| mended(graph, &saved.checkpoint));
-    let writes = mended.into_iter().chain(start_writes(graph, &input)?).collect::<Vec<_>>();
-    let task = pregel::plan(graph, ns, &entered.checkpoint, step + 2)
-        .into_iter()
-        .find(|task| matches!(task.input, TaskInput::Start(_)))
-        .ok_or_else(|| failure(code::INTERNAL, "the input checkpoint plans no first task"))?;
-    let stored = pending(&task, &writes);
-    let tasks = [pregel::TaskWrites { task, writes }];
-    let started = pregel::apply(graph, &entered.checkpoint, &tasks, stamps.next(step + 2))?;
-
-    let entered_id = entered.checkpoint.id.clone();
-    let put = |applied: pregel::Applied, source, step, parent| Put {
-        ns: ns.clone(),
-        checkpoint: Arc::new(applied.checkpoint),
-        metadata: stamps.metadata(source, (step, 0), parents),
-        parent,
-        changed: applied.changed,
-    };
-    let puts = vec![
-        put(entered, Source::Input, step + 1, base.map(|saved| saved.checkpoint.id.clone())),
-        put(started, Source::Loop, step + 2, Some(entered_id.clone())),
-    ];
-    let writes = vec![TaskWrites { ns: ns.clone(), checkpoint_id: entered_id, writes: stored }];
-    let position = Position::new(puts[1].checkpoint.clone(), step + 2, 0);
-    Ok(Arrival { position, step: Step { puts, writes }, answers: Answers::new() })
-}
-
-/// The conversation with errors as the answers to its open calls: the tasks that would have answered them are
-/// discarded by new input, as are those that other programs left. `None` when there are none.
-fn mended(graph: &CompiledGraph, before: &Checkpoint) -> Option<Write> {
-    let channel = graph.channels.get_key_value(MESSAGES).map(|(name, _)| name)?;
-    let mut all = value::with_answers(before.values.get(channel)?.as_list()?)?;
-    all.insert(0, Message::new(REMOVE_ALL, Role::Remove, "").into());
-    Some(Write::new(channel.clone(), Value::list(all)))
-}
-
-/// What the first task writes: the input's channels, then the triggers of the first nodes.
-fn start_writes(graph: &CompiledGraph, input: &Map) -> Result<Vec<Write>, Failure> {
-    let written = input.iter().map(|(channel, value)| Write::new(channel.clone(), value.clone()));
-    let state_writes: Vec<_> = written.collect();
-    let defaults = pregel::view(graph, &Checkpoint::empty());
-    let state = pregel::fold(graph, &defaults, &state_writes)?;
-    let routes = super::task::route(&graph.start, pregel::START, &state)?;
-    Ok(state_writes.into_iter().chain(routes).collect())
-}
-
-/// The writes of a finished task as they are stored.
-pub(super) fn pending(task: &Task, writes: &[Write]) -> Vec<PendingWrite> {
-    let stored = |(idx, write): (usize, &Write)| PendingWrite {
-        task_id: task.id.clone(),
-        task_path: task.path.clone(),
-        idx: i32::try_from(idx).unwrap_or(i32::MAX),
-        channel: write.channel.clone(),
-        value: write.value.clone(),
-    };
-    writes.iter().enumerate().map(stored).collect()
 }

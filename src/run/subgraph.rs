@@ -6,10 +6,12 @@ use serde_json::Value as Json;
 
 use super::{
     Error, Running,
+    arrival::arrive,
     committer::Committer,
+    metadata::{EPOCH, is_own},
     position::{Frame, Position},
     spent,
-    start::{EPOCH, Stamps, arrive, is_own, restore_spending},
+    stamps::Stamps,
     superstep::{Ended, run_graph},
     task::TaskEnd,
 };
@@ -77,10 +79,10 @@ async fn enter(
         let epoch = saved.metadata.extra.get(EPOCH).and_then(Json::as_i64);
         // What this attempt has spent is counted already; it comes here again when it runs a node again.
         if is_own && epoch != Some(attempt.claim.epoch.0) {
-            restore_spending(running, &saved);
+            spent::restore_from_metadata(running, &saved.metadata);
         }
         // Also on a checkpoint of an earlier job: tasks that finish before their superstep leave it there.
-        spent::restore(running, &saved.writes);
+        spent::restore_from_writes(running, &saved.writes);
         let mut position = Position::resumed(saved);
         if !is_own && !pauses_on(running, child, &position) {
             // Only a command leads back into a graph that an earlier job has left.

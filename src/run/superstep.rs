@@ -11,8 +11,9 @@ use super::{
     committer::{Committer, Step},
     failure,
     gathered::is_computed,
-    position::{Frame, PAUSED_AFTER, Position},
-    start::Stamps,
+    metadata::PAUSED_AFTER,
+    position::{Frame, Position},
+    stamps::Stamps,
     tasks::{Ran, run_tasks, stored_on},
 };
 use crate::{

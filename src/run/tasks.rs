@@ -17,13 +17,12 @@ use super::{
     gathered::is_computed,
     position::{Frame, Position},
     spent,
-    start::pending,
     task::{self, TaskEnd, Worked},
 };
 use crate::{
     graph::CompiledGraph,
     job::Failure,
-    pregel::{self, ERROR, INTERRUPT, PendingWrite, RESUME, Task},
+    pregel::{self, ERROR, INTERRUPT, PendingWrite, RESUME, Task, Write},
     store::TaskWrites,
     value::{Interrupt, Name, State, Value},
 };
@@ -244,4 +243,16 @@ fn marks(task: &Task, end: &TaskEnd, answers: Vec<Value>) -> Vec<PendingWrite> {
 pub(super) fn stored_on(frame: &Frame, position: &Position, writes: Vec<PendingWrite>) -> Option<TaskWrites> {
     let checkpoint_id = position.checkpoint.id.clone();
     (!writes.is_empty()).then(|| TaskWrites { ns: frame.ns.clone(), checkpoint_id, writes })
+}
+
+/// The writes of a finished task as they are stored.
+pub(super) fn pending(task: &Task, writes: &[Write]) -> Vec<PendingWrite> {
+    let stored = |(idx, write): (usize, &Write)| PendingWrite {
+        task_id: task.id.clone(),
+        task_path: task.path.clone(),
+        idx: i32::try_from(idx).unwrap_or(i32::MAX),
+        channel: write.channel.clone(),
+        value: write.value.clone(),
+    };
+    writes.iter().enumerate().map(stored).collect()
 }
