@@ -226,9 +226,10 @@ impl Error {
 /// A provider of chat models.
 #[async_trait]
 pub trait ChatModel: Send + Sync {
-    /// Asks, and streams the answer. Ends with [`Chunk::Done`] or with an error, never with neither.
+    /// Asks, and streams the answer. Ends with [`Chunk::Done`] or with an error, never with neither. The question is
+    /// shared: whoever asks and whoever answers need it for as long, and a conversation may be large.
     /// Dropping the stream stops the call.
-    async fn call(&self, request: Request) -> Result<BoxStream<'static, Result<Chunk, Error>>, Error>;
+    async fn call(&self, request: Arc<Request>) -> Result<BoxStream<'static, Result<Chunk, Error>>, Error>;
 
     /// Most tokens of an answer under these settings; `None` when only the model knows.
     fn longest_answer(&self, settings: &ModelSettings) -> Option<u64> {

@@ -52,7 +52,7 @@ pub(super) struct Remote {
 /// One request to a provider, ready to be sent.
 pub(super) struct Call {
     /// What was asked.
-    pub(super) request: Request,
+    pub(super) request: Arc<Request>,
     /// Where it goes.
     pub(super) url: Url,
     /// Headers of the dialect.
@@ -67,7 +67,7 @@ pub(super) struct Call {
 pub(super) struct Caller {
     provider: Arc<str>,
     key: Option<SecretString>,
-    pub(super) request: Request,
+    pub(super) request: Arc<Request>,
 }
 
 impl Remote {

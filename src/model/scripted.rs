@@ -6,7 +6,7 @@
 mod play;
 mod script;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -47,7 +47,7 @@ impl Scripted {
 
 #[async_trait]
 impl ChatModel for Scripted {
-    async fn call(&self, request: Request) -> Result<BoxStream<'static, Result<Chunk, Error>>, Error> {
+    async fn call(&self, request: Arc<Request>) -> Result<BoxStream<'static, Result<Chunk, Error>>, Error> {
         let script = self.script(&request.settings).await?;
         play(&script, &request).await
     }

@@ -57,34 +57,36 @@ enum Stopped {
 }
 
 /// Asks the request's model, then its fallbacks, each as often as the retry policy allows.
-pub(super) async fn ask(scope: &Scope, task: TaskView<'_>, mut request: Request) -> Result<Answer, Error> {
+pub(super) async fn ask(
+    scope: &Scope,
+    task: TaskView<'_>,
+    mut request: Arc<Request>,
+) -> Result<Answer, Error> {
     let first = request.settings.clone();
-    let fallbacks = first.fallbacks.iter().map(|settings| Arc::new(settings.clone()));
-    let mut failed: Option<Failed> = None;
-    let mut asked = Asked { tries: 0, others: first.fallbacks.len() + 1 };
-    for settings in std::iter::once(first.clone()).chain(fallbacks) {
-        request.settings = settings;
-        asked.others -= 1;
-        if let Some(failed) = &failed {
-            tell_retry(scope, task, (&request, asked.tries), failed, Duration::ZERO);
-        }
-        match ask_one(scope, task, &mut request, &mut asked).await {
+    let mut fallbacks = first.fallbacks.iter();
+    let mut asked = Asked { tries: 0, others: fallbacks.len() };
+    loop {
+        let failed = match ask_one(scope, task, &mut request, &mut asked).await {
             Ok(answer) => return accept(answer),
-            Err(Stopped::Failed(error)) if error.error.is_retryable() => failed = Some(error),
-            Err(Stopped::Failed(error)) => return Err(error.error.into()),
+            Err(Stopped::Failed(failed)) => failed,
             Err(Stopped::Here(error)) => return Err(error),
-        }
+        };
+        let Some(settings) = fallbacks.next().filter(|_| failed.error.is_retryable()) else {
+            return Err(failed.error.into());
+        };
+        asked.others = fallbacks.len();
+        let next = Arc::make_mut(&mut request);
+        (next.settings, next.retry) = (Arc::new(settings.clone()), task.tries.number());
+        tell_retry(scope, task, (next, asked.tries), &failed, Duration::ZERO);
     }
-    Err(failed.expect("there is always the node's own model").error.into())
 }
 
 async fn ask_one(
     scope: &Scope,
     task: TaskView<'_>,
-    request: &mut Request,
+    request: &mut Arc<Request>,
     asked: &mut Asked,
 ) -> Result<Answer, Stopped> {
-    request.retry = task.tries.number();
     if let Some(answer) = recall::find(scope, task, request).await {
         return Ok(answer);
     }
@@ -107,7 +109,7 @@ async fn ask_one(
         let Some(admitted) = admitted else { continue };
         asked.tries += 1;
         let message_id = message_id();
-        let error = match call(scope, task, (request.clone(), turn), &message_id).await {
+        let error = match call(scope, task, (request, turn), &message_id).await {
             Ok(reply) => {
                 recall::keep(scope, request, &reply).await;
                 return Ok(Answer { message_id, reply });
@@ -123,7 +125,8 @@ async fn ask_one(
             return Err(Stopped::Failed(this));
         };
         failed += 1;
-        request.retry += 1;
+        // A try that failed has let go of it: nothing is copied.
+        Arc::make_mut(request).retry += 1;
         tell_retry(scope, task, (request, asked.tries), &this, wait);
         tokio::time::sleep(wait).await;
     }
@@ -233,11 +236,10 @@ fn accept(answer: Answer) -> Result<Answer, Error> {
 async fn call(
     scope: &Scope,
     task: TaskView<'_>,
-    (request, mut turn): (Request, Turn),
+    (request, mut turn): (&Arc<Request>, Turn),
     message_id: &str,
 ) -> Result<Reply, Error> {
-    let asked = request.clone();
-    let ModelSettings { provider, model, .. } = &*asked.settings;
+    let ModelSettings { provider, model, .. } = &*request.settings;
     let span = tracing::info_span!(
         "model_call",
         otel.name = format!("chat {model}"),
@@ -252,8 +254,9 @@ async fn call(
     let adapter = scope.models.provider(provider)?;
     let label = label::MODEL.value(model);
     let started = Instant::now();
-    let result =
-        stream(scope, task, (adapter, request), (message_id, &mut turn)).instrument(span.clone()).await;
+    let result = stream(scope, task, (adapter, request.clone()), (message_id, &mut turn))
+        .instrument(span.clone())
+        .await;
     match &result {
         Ok(reply) => turn.answered(reply.usage.as_ref()),
         Err(Error::Model(error)) => turn.failed(error),
@@ -272,14 +275,14 @@ async fn call(
         span.record("gen_ai.usage.output_tokens", usage.output_tokens);
     }
     let elapsed = started.elapsed();
-    accounting::book(scope, task, &Answered { request: &asked, message_id, reply: &reply, elapsed });
+    accounting::book(scope, task, &Answered { request, message_id, reply: &reply, elapsed });
     Ok(reply)
 }
 
 async fn stream(
     scope: &Scope,
     task: TaskView<'_>,
-    (adapter, request): (Arc<dyn ChatModel>, Request),
+    (adapter, request): (Arc<dyn ChatModel>, Arc<Request>),
     (message_id, turn): (&str, &mut Turn),
 ) -> Result<Reply, Error> {
     let idle = task.node.policy.idle_timeout;

@@ -26,7 +26,7 @@ pub(super) async fn run(scope: &Scope, task: TaskView<'_>, node: &ModelNode) -> 
     }
     let mut request = request(task, node)?;
     request.messages.extend(correction.messages.iter().cloned());
-    let answer = Box::pin(ask(scope, task, request)).await?;
+    let answer = Box::pin(ask(scope, task, Arc::new(request))).await?;
     let sends = sends(node, &answer.reply);
     if !sends.is_empty() {
         return Ok(std::iter::once(to_messages(message(answer))).chain(sends).collect());
@@ -56,7 +56,7 @@ pub(super) fn request(task: TaskView<'_>, node: &ModelNode) -> Result<Request, E
         messages,
         tools: task.tools.specs(task.graph, &node.tools),
         output_schema: node.output_schema.clone(),
-        retry: 0,
+        retry: task.tries.number(),
     })
 }
 

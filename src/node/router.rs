@@ -58,6 +58,7 @@ async fn choose(scope: &Scope, task: TaskView<'_>, node: &RouterNode) -> Result<
     let mut request = model_call::request(task, &node.call)?;
     let own = request.system_prompt.take().map(|prompt| format!("{prompt}\n\n")).unwrap_or_default();
     request.system_prompt = Some(format!("{own}{}", node.instructions));
+    let mut request = Arc::new(request);
     let schema = node.call.output_schema.clone().unwrap_or(Json::Bool(true));
     let schema = Schema::compile(&schema).map_err(Error::Output)?;
     let mut problems = String::new();
@@ -67,7 +68,7 @@ async fn choose(scope: &Scope, task: TaskView<'_>, node: &RouterNode) -> Result<
             Ok(choice) => return Ok(choice),
             Err(wrong) => problems = wrong,
         }
-        correct(&mut request, task, (number, &answer.reply.text, &problems));
+        correct(Arc::make_mut(&mut request), task, (number, &answer.reply.text, &problems));
     }
     Ok(Choice { target: None, confidence: 0.0, reasoning: problems })
 }

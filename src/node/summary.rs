@@ -50,9 +50,9 @@ pub(super) async fn run(scope: &Scope, task: TaskView<'_>, node: &SummaryNode) -
         messages: vec![Arc::new(question)],
         tools: Vec::new(),
         output_schema: None,
-        retry: 0,
+        retry: task.tries.number(),
     };
-    let text = Box::pin(ask(scope, task, request)).await?.reply.text;
+    let text = Box::pin(ask(scope, task, Arc::new(request))).await?.reply.text;
     if text.trim().is_empty() {
         return Err(Error::Summary);
     }

@@ -59,7 +59,7 @@ impl Anthropic {
 
 #[async_trait]
 impl ChatModel for Anthropic {
-    async fn call(&self, request: Request) -> Result<BoxStream<'static, Result<Chunk, Error>>, Error> {
+    async fn call(&self, request: Arc<Request>) -> Result<BoxStream<'static, Result<Chunk, Error>>, Error> {
         let chunks = send(&self.remote, request.clone()).await?;
         let turn = Turn { remote: self.remote.clone(), request, chunks, said: Reply::default(), pauses: 0 };
         Ok(stream::try_unfold(Some(turn), |turn| async move {
@@ -76,7 +76,10 @@ impl ChatModel for Anthropic {
     }
 }
 
-async fn send(remote: &Remote, request: Request) -> Result<BoxStream<'static, Result<Chunk, Error>>, Error> {
+async fn send(
+    remote: &Remote,
+    request: Arc<Request>,
+) -> Result<BoxStream<'static, Result<Chunk, Error>>, Error> {
     let url = remote.endpoint(&request, "/v1/messages", ANTHROPIC_HOST)?;
     let body = request::body(&request)?;
     let answer_tool = (Structure::of(&request) == Structure::Tool).then_some(ANSWER_TOOL);
@@ -87,7 +90,7 @@ async fn send(remote: &Remote, request: Request) -> Result<BoxStream<'static, Re
 /// A turn of the model, which may take several answers; limits of time hold for each of them.
 struct Turn {
     remote: Arc<Remote>,
-    request: Request,
+    request: Arc<Request>,
     chunks: BoxStream<'static, Result<Chunk, Error>>,
     /// What the answers before this one said.
     said: Reply,
@@ -110,7 +113,8 @@ impl Turn {
                 return Ok(Some((Chunk::Done(Box::new(whole)), None)));
             }
             self.pauses += 1;
-            self.request.messages.push(Arc::new(paused(&reply, self.pauses)));
+            // Whoever asked keeps the question as it was.
+            Arc::make_mut(&mut self.request).messages.push(Arc::new(paused(&reply, self.pauses)));
             self.said = joined(self.said, reply);
             self.chunks = send(&self.remote, self.request.clone()).await?;
         }

@@ -31,5 +31,5 @@ async fn call(server: &Server, request: Request) -> (Vec<String>, Result<Reply, 
     let provider = Provider::anthropic(Some(KEY.to_owned().into()), Some(server.url.clone()));
     let config = Config { providers: [("anthropic".to_owned(), provider)].into(), ..Config::default() };
     let model = Models::new(config).and_then(|models| models.provider("anthropic")).expect("configured");
-    collect(model.call(request).await).await
+    collect(model.call(request.into()).await).await
 }

@@ -44,7 +44,7 @@ impl OpenAi {
         Ok(Self { remote: Remote::new(name, provider, allowed, timeouts)?, api, quirks })
     }
 
-    fn prepare(&self, request: Request) -> Result<Call, Error> {
+    fn prepare(&self, request: Arc<Request>) -> Result<Call, Error> {
         let api = request.settings.api.unwrap_or(self.api);
         let path = match api {
             ModelApi::ChatCompletions => "/chat/completions",
@@ -69,7 +69,7 @@ impl OpenAi {
 
 #[async_trait]
 impl ChatModel for OpenAi {
-    async fn call(&self, request: Request) -> Result<BoxStream<'static, Result<Chunk, Error>>, Error> {
+    async fn call(&self, request: Arc<Request>) -> Result<BoxStream<'static, Result<Chunk, Error>>, Error> {
         let start = Instant::now();
         self.remote.send(start, self.prepare(request)?).await
     }

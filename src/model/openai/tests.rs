@@ -38,7 +38,7 @@ fn request(settings: ModelSettings) -> Request {
 /// Asks, and collects the answer; checks what every stream of chunks promises.
 async fn call(config: Config, request: Request) -> (Vec<String>, Result<Reply, Error>) {
     let model = Models::new(config).and_then(|models| models.provider("openai")).expect("configured");
-    collect(model.call(request).await).await
+    collect(model.call(request.into()).await).await
 }
 
 async fn ask_in_pieces(server: &Server) -> (Vec<String>, Result<Reply, Error>) {

@@ -32,7 +32,7 @@ fn request(script: Json, messages: Vec<Message>) -> Request {
 }
 
 async fn play_from(scripted: &Scripted, request: Request) -> (Vec<String>, Result<Reply, Error>) {
-    collect(scripted.call(request).await).await
+    collect(scripted.call(request.into()).await).await
 }
 
 async fn ask(request: Request) -> (Vec<String>, Result<Reply, Error>) {
@@ -174,7 +174,7 @@ async fn delays_are_kept() {
     let line = json!({"text": "a b c", "delay_ms": 1000, "token_delay_ms": 100});
     let start = Instant::now();
     let mut stream =
-        Scripted::new(None).call(request(json!({"replies": [line]}), vec![])).await.expect("begun");
+        Scripted::new(None).call(request(json!({"replies": [line]}), vec![]).into()).await.expect("begun");
     let mut times = Vec::new();
     while stream.next().await.is_some() {
         times.push(start.elapsed().as_millis());

@@ -33,7 +33,7 @@ async fn failure(dialect: Dialect, url: &str, timeouts: Timeouts) -> Error {
         output_schema: None,
         retry: 0,
     };
-    let stream = match models.provider("p").expect("configured").call(request).await {
+    let stream = match models.provider("p").expect("configured").call(request.into()).await {
         Ok(stream) => stream,
         Err(error) => return error,
     };

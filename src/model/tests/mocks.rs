@@ -114,7 +114,7 @@ impl Mock {
             output_schema: None,
             retry: 0,
         };
-        collect(model.call(request).await).await
+        collect(model.call(request.into()).await).await
     }
 }
 

@@ -254,7 +254,8 @@ async fn the_request_goes_where_it_should() {
 
     let models = Models::new(Config::default()).and_then(|models| models.provider("anthropic"));
     let settings = ModelSettings::parse("anthropic:m");
-    let asked = models.expect("configured").call(Request { settings: settings.into(), ..request() }).await;
+    let asked =
+        models.expect("configured").call(Request { settings: settings.into(), ..request() }.into()).await;
     let error = asked.err().expect("refused");
     assert_eq!(error.to_string(), "no API key for provider \"anthropic\": set ANTHROPIC_API_KEY");
 }

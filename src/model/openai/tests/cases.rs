@@ -288,7 +288,7 @@ async fn dropping_the_stream_closes_the_connection() {
     let provider = Provider::openai(None, Some(server.url.clone()));
     let config = Config { providers: [("openai".to_owned(), provider)].into(), ..Config::default() };
     let model = Models::new(config).and_then(|models| models.provider("openai")).expect("configured");
-    let mut stream = model.call(request(settings())).await.expect("begun");
+    let mut stream = model.call(request(settings()).into()).await.expect("begun");
     assert_eq!(stream.next().await.expect("a piece").expect("good"), Chunk::Text("Hello".into()));
     drop(stream);
     server.hang_up().await;
