@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
 
-use super::{Error, Scope, TaskView, command, scrubbed::clean, tool_set::TASK};
+use super::{Error, Scope, TaskView, command, scrubbed::clean, tool_node::checked, tool_set::TASK};
 use crate::{
     graph::{NodeKind, ToolsNode},
     ids,
@@ -76,18 +76,8 @@ pub(super) fn decide(task: TaskView<'_>, node: &ToolsNode, call: ToolCall) -> As
         let unknown = tool::Error::Unknown { name: call.name.to_string(), known };
         return Asked::Refused(call, unknown.into());
     }
-    let (spec, is_task) = match task.tools.get(&call.name) {
-        Some(tool) => (tool.spec().clone(), false),
-        None if &*call.name == TASK => (super::tool_set::task_spec(task.graph), true),
-        None => return Asked::Refused(call, Answer::error("the tool is not available")),
-    };
-    if is_task {
-        return delegation(task, call);
-    }
-    match tool::validate_args(&spec, &call.args) {
-        Ok(()) => Asked::Call(call),
-        Err(problems) => Asked::Refused(call, tool::Error::Arguments(problems).into()),
-    }
+    // No definition has a tool of its own by that name.
+    if &*call.name == TASK { delegation(task, call) } else { checked(task, call) }
 }
 
 fn delegation(task: TaskView<'_>, call: ToolCall) -> Asked {
