@@ -115,11 +115,12 @@ pub async fn run(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> Answer {
     let Some(tool) = task.tools.get(&call.name) else { return Answer::error("the tool is not available") };
     let key = idempotency_key(scope, task, call);
     let now = scope.clock.now();
-    let asked = tool::Call { id: &call.id, args: &call.args, state: task.state, now, idempotency_key: &key };
     let tell = |progress| tell_progress(scope, task, call, progress);
     let policy = tool.policy();
     let limit = [task.node.policy.timeout, policy.timeout].into_iter().flatten().min();
-    let answer = match limit {
+    let (id, args, state) = (&*call.id, &call.args, task.state);
+    let asked = tool::Call { id, args, state, now, idempotency_key: &key, limit };
+    let answer = match limit.filter(|_| !tool.keeps_limit()) {
         None => tool.call_telling(asked, &tell).await,
         Some(limit) => {
             let answered = tokio::time::timeout(limit, tool.call_telling(asked, &tell)).await;

@@ -77,6 +77,10 @@ impl Tool for Governed {
         &self.policy
     }
 
+    fn keeps_limit(&self) -> bool {
+        self.tool.keeps_limit()
+    }
+
     async fn prepare(&self) {
         self.tool.prepare().await;
     }

@@ -54,6 +54,8 @@ pub struct Call<'a> {
     pub now: UnixNanos,
     /// The same on every attempt of this call; sent to tools that can tell a repeat.
     pub idempotency_key: &'a str,
+    /// Most time that whoever calls gives it; `None` leaves it to the tool.
+    pub limit: Option<Duration>,
 }
 
 /// A tool's answer.
@@ -339,6 +341,12 @@ pub trait Tool: Send + Sync {
     /// the call, so that nothing has to be waited for between the intent of a call and the call.
     async fn turn(&self) -> Option<Pass> {
         None
+    }
+
+    /// Whether it ends its calls itself at [`Call::limit`], because it knows then what others cannot: whether anything
+    /// was sent, and that it was the time that ended the call.
+    fn keeps_limit(&self) -> bool {
+        false
     }
 
     /// Answers a call. Whatever goes wrong is an answer with status `error`: the model reads it.

@@ -145,11 +145,7 @@ impl Toolbox {
                 .filter(|_| bare)
                 .or_else(|| Some(Arc::new(Unusable::mistaken(spec, mistakes))));
         }
-        let mut policy = CallPolicy::of(definition);
-        if definition.nats.is_some() {
-            // It keeps the limit itself, and knows then whether anything was sent.
-            policy.timeout = None;
-        }
+        let policy = CallPolicy::of(definition);
         Some(Arc::new(Governed::new(self.defined(spec, definition)?, policy)))
     }
 
@@ -175,8 +171,7 @@ impl Toolbox {
         }
         if let Some(nats) = &definition.nats {
             let effect = definition.effect.unwrap_or(Effect::Irreversible);
-            let said = (nats, definition.timeout());
-            return Some(Arc::new(SubjectTool::new(spec, effect, said, self.subjects.clone())));
+            return Some(Arc::new(SubjectTool::new(spec, effect, nats, self.subjects.clone())));
         }
         let http = definition.http.as_ref()?;
         let effect = effect_of(definition, http);
@@ -256,6 +251,7 @@ mod tests {
             state: &state,
             now: UnixNanos(0),
             idempotency_key: "k",
+            limit: None,
         }))
     }
 

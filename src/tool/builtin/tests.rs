@@ -22,7 +22,7 @@ fn files() -> State {
 
 fn run(name: &str, state: &State, args: Json) -> Answer {
     let args = Value::from(args).as_map().expect("an object").clone();
-    let call = Call { id: "call_1", args: &args, state, now: NOON, idempotency_key: "key" };
+    let call = Call { id: "call_1", args: &args, state, now: NOON, idempotency_key: "key", limit: None };
     let tool = builtin(name).expect("a built-in tool");
     futures::executor::block_on(tool.call(call))
 }

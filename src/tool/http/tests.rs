@@ -118,8 +118,15 @@ async fn call_in(toolbox: &Toolbox, http: Json, args: Json) -> Answer {
     let tool = toolbox.resolve("web", &IndexMap::from([("web".into(), definition)])).expect("defined");
     let args = Value::from(args).as_map().expect("an object").clone();
     let state = State::new();
-    tool.call(Call { id: "call_1", args: &args, state: &state, now: UnixNanos(0), idempotency_key: "key-1" })
-        .await
+    tool.call(Call {
+        id: "call_1",
+        args: &args,
+        state: &state,
+        now: UnixNanos(0),
+        idempotency_key: "key-1",
+        limit: None,
+    })
+    .await
 }
 
 fn error(answer: &Answer) -> &str {
@@ -377,7 +384,8 @@ async fn requests_beyond_the_limit_wait_for_their_turn() {
         serde_json::from_value(json!({"name": "web", "http": http})).expect("a definition");
     let tool = toolbox.resolve("web", &IndexMap::from([("web".into(), definition)])).expect("defined");
     let (args, state) = (crate::value::Map::new(), State::new());
-    let call = || Call { id: "c", args: &args, state: &state, now: UnixNanos(0), idempotency_key: "k" };
+    let call =
+        || Call { id: "c", args: &args, state: &state, now: UnixNanos(0), idempotency_key: "k", limit: None };
     let answers = futures::future::join_all((0..6).map(|_| async {
         let _turn = tool.turn().await;
         tool.call(call()).await

@@ -165,6 +165,10 @@ impl Tool for McpTool {
         Some(self.server.calls.enter().await)
     }
 
+    fn keeps_limit(&self) -> bool {
+        true
+    }
+
     async fn call(&self, call: Call<'_>) -> Answer {
         self.call_telling(call, &|_| {}).await
     }
@@ -173,7 +177,7 @@ impl Tool for McpTool {
         let serde_json::Value::Object(arguments) = Value::Map(Arc::new(call.args.clone())).to_json() else {
             unreachable!("a map is an object")
         };
-        let answer = self.server.call((&self.own_name, arguments), call.idempotency_key, tell).await;
+        let answer = self.server.call((&self.own_name, arguments), &call, tell).await;
         tracing::debug!(tool = &*self.spec.name, status = answer.status.as_str(), "mcp tool answered");
         answer
     }

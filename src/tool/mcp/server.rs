@@ -33,7 +33,7 @@ use crate::{
     secrets::Asker,
     telemetry::{Gate, scrub::Values},
     tool::{
-        Answer, Error, Tell,
+        Answer, Call, Error, Tell,
         http::{HttpRequester, Redaction, RequestTemplate},
     },
 };
@@ -41,7 +41,7 @@ use crate::{
 /// How often a session is begun in a row: one that was lost while nobody looked, and one that was lost just then.
 const SESSIONS: usize = 2;
 
-/// Calls in a row that may take too long before a program is taken for stuck.
+/// Calls in a row that may take too long, by whoever's limit, before a program is taken for stuck.
 const STUCK: u32 = 3;
 
 /// Codes of errors under which servers over HTTP say that they do not know a session.
@@ -303,9 +303,10 @@ impl Server {
     pub(super) async fn call(
         &self,
         (tool, arguments): (&str, JsonObject),
-        key: &str,
+        call: &Call<'_>,
         tell: Tell<'_>,
     ) -> Answer {
+        let limit = call.limit.unwrap_or(Duration::MAX).min(self.call_timeout);
         let mut made = 0;
         loop {
             let session = match timeout(self.connect_timeout, Box::pin(self.session())).await {
@@ -315,8 +316,8 @@ impl Server {
             };
             made += 1;
             // What was before is no time of the call: nothing has been sent yet.
-            let until = Instant::now() + self.call_timeout;
-            let asked = session.call((tool, arguments.clone()), key, tell);
+            let until = Instant::now() + limit;
+            let asked = session.call((tool, arguments.clone()), call.idempotency_key, tell);
             let answered = timeout_at(until, asked).await;
             if answered.is_ok() {
                 self.late.store(0, Ordering::Release);
@@ -331,7 +332,7 @@ impl Server {
                         self.late.store(0, Ordering::Release);
                         self.forget(&session);
                     }
-                    return Error::Timeout(self.call_timeout).into();
+                    return Error::Timeout(limit).into();
                 }
             };
             if may_be_over(&session, &error) {

@@ -8,6 +8,7 @@ mod recordings;
 use std::{
     path::{Path, PathBuf},
     sync::Mutex,
+    time::Duration,
 };
 
 use indexmap::IndexMap;
@@ -52,7 +53,7 @@ fn toolbox<const N: usize>(servers: [(&str, McpServer); N]) -> Toolbox {
 fn with_config<const N: usize>(servers: [(&str, McpServer); N], config: Config) -> Toolbox {
     let servers = servers.into_iter().map(|(name, server)| (name.to_owned(), server)).collect();
     // A busy machine takes its time to start a program.
-    let mcp = McpConfig { servers, connect_timeout: std::time::Duration::from_secs(120) };
+    let mcp = McpConfig { servers, connect_timeout: Duration::from_secs(120) };
     Toolbox::new(Config { mcp, ..config }).expect("a toolbox")
 }
 
@@ -107,9 +108,17 @@ async fn heard(tool: &SharedTool, args: Json) -> (Answer, Vec<Progress>) {
 }
 
 async fn call_with(tool: &SharedTool, args: Json, tell: crate::tool::Tell<'_>) -> Answer {
+    call_within(None, (tool, args), tell).await
+}
+
+async fn call_within(
+    limit: Option<Duration>,
+    (tool, args): (&SharedTool, Json),
+    tell: crate::tool::Tell<'_>,
+) -> Answer {
     let args = Value::from(args);
     let (args, state) = (args.as_map().expect("an object"), State::new());
-    let call = Call { id: "c", args, state: &state, now: UnixNanos(0), idempotency_key: "key-1" };
+    let call = Call { id: "c", args, state: &state, now: UnixNanos(0), idempotency_key: "key-1", limit };
     tool.call_telling(call, tell).await
 }
 

@@ -139,20 +139,13 @@ pub(super) struct SubjectTool {
     spec: ToolSpec,
     effect: Effect,
     subject: String,
-    timeout: Duration,
     subjects: Subjects,
 }
 
 impl SubjectTool {
-    /// The tool of a definition whose calls may take `timeout`, if it says so.
-    pub(super) fn new(
-        spec: ToolSpec,
-        effect: Effect,
-        (definition, timeout): (&Definition, Option<Duration>),
-        subjects: Subjects,
-    ) -> Self {
-        let timeout = timeout.unwrap_or(Duration::MAX).min(subjects.config.timeout);
-        Self { spec, effect, subject: definition.subject.clone(), timeout, subjects }
+    /// The tool of a definition.
+    pub(super) fn new(spec: ToolSpec, effect: Effect, definition: &Definition, subjects: Subjects) -> Self {
+        Self { spec, effect, subject: definition.subject.clone(), subjects }
     }
 
     fn outgoing(&self, call: &Call<'_>) -> Result<Outgoing, Error> {
@@ -170,17 +163,15 @@ impl SubjectTool {
         ];
         let trace = traceparent_of(&tracing::Span::current()).map(|trace| (TRACEPARENT, trace));
         let headers = known.into_iter().chain(trace).collect();
-        Ok(Outgoing {
-            subject: self.subject.clone(),
-            headers,
-            payload: payload.into(),
-            timeout: self.timeout,
-        })
+        let timeout = call.limit.unwrap_or(Duration::MAX).min(self.subjects.config.timeout);
+        Ok(Outgoing { subject: self.subject.clone(), headers, payload: payload.into(), timeout })
     }
 
     async fn answer(&self, call: &Call<'_>) -> Result<Answer, Error> {
         let request = self.outgoing(call)?;
-        let reply = self.subjects.requester.request(request).await.map_err(|error| self.failure(error))?;
+        let limit = request.timeout;
+        let reply = self.subjects.requester.request(request).await;
+        let reply = reply.map_err(|error| self.failure(error, limit))?;
         let text = text_of(&reply.payload);
         let (failed, code) = (reply.header(SERVICE_ERROR), reply.header(SERVICE_ERROR_CODE));
         if failed.is_none() && code.is_none() {
@@ -193,11 +184,11 @@ impl SubjectTool {
         Err(Error::Failed(format!("the service answered an error: {said}{body}")))
     }
 
-    fn failure(&self, error: Unanswered) -> Error {
+    fn failure(&self, error: Unanswered, limit: Duration) -> Error {
         match error {
             Unanswered::NoResponders => Error::NoResponders { subject: self.subject.clone() },
             Unanswered::NotSent(reason) => Error::NotSent(format!("the call was not sent: {reason}")),
-            Unanswered::TimedOut => Error::Timeout(self.timeout),
+            Unanswered::TimedOut => Error::Timeout(limit),
             Unanswered::Lost(reason) => {
                 Error::Lost(format!("the call was sent, and its answer lost: {reason}"))
             }
@@ -217,6 +208,10 @@ impl Tool for SubjectTool {
 
     async fn turn(&self) -> Option<Pass> {
         Some(self.subjects.calls.enter().await)
+    }
+
+    fn keeps_limit(&self) -> bool {
+        true
     }
 
     async fn call(&self, call: Call<'_>) -> Answer {

@@ -39,13 +39,12 @@ async fn call(subject: &str, args: Json, reply: Result<Incoming, Unanswered>) ->
     };
     let spec = ToolSpec { name: "get".into(), description: String::new(), parameters: json!({}) };
     let definition = Definition { subject: subject.into() };
-    let limit = Some(Duration::from_secs(2));
-    let tool = SubjectTool::new(spec, Effect::Irreversible, (&definition, limit), subjects);
+    let tool = SubjectTool::new(spec, Effect::Irreversible, &definition, subjects);
     let (args, state) = (Value::from(args), State::new());
     let args = args.as_map().expect("an object");
-    let answer = tool
-        .call(Call { id: "c\n1", args, state: &state, now: UnixNanos(0), idempotency_key: "key-1" })
-        .await;
+    let limit = Some(Duration::from_secs(2));
+    let asked = Call { id: "c\n1", args, state: &state, now: UnixNanos(0), idempotency_key: "key-1", limit };
+    let answer = tool.call(asked).await;
     let sent = broker.last.lock().expect("nobody panics with it").take();
     Called { answer, sent }
 }
@@ -62,7 +61,7 @@ async fn a_call_is_its_arguments_as_json_with_its_key() {
     assert_eq!(answer, Answer::success(r#"{"c":21}"#));
     let sent = sent.expect("it was sent");
     assert_eq!((sent.subject.as_str(), &*sent.payload), ("tools.weather", &br#"{"city":"Graz"}"#[..]));
-    assert_eq!(sent.timeout, Duration::from_secs(2), "a definition lowers the operator's limit");
+    assert_eq!(sent.timeout, Duration::from_secs(2), "whoever calls lowers the operator's limit");
     let expected = [(IDEMPOTENCY_KEY, "key-1"), (TOOL, "get"), (TOOL_CALL_ID, "c 1")];
     assert_eq!(sent.headers, expected.map(|(name, value)| (name, value.to_owned())));
 }

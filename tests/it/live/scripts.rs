@@ -50,7 +50,8 @@ async fn call(tool: &SharedTool, args: Json, state: Json) -> Answer {
     let args = Value::from(args);
     let state: State = Value::from(state).as_map().expect("an object").clone().into_iter().collect();
     let args = args.as_map().expect("an object");
-    tool.call(Call { id: "c1", args, state: &state, now: UnixNanos(0), idempotency_key: "k" }).await
+    tool.call(Call { id: "c1", args, state: &state, now: UnixNanos(0), idempotency_key: "k", limit: None })
+        .await
 }
 
 /// What a Python script answers whose tool has this body.

@@ -15,7 +15,8 @@ async fn search(config: SearchConfig, args: Json) -> Answer {
     let tool = WebSearch::new(Searcher::new(config, Gate::new(Limited::ToolCalls, 1)).expect("a client"));
     let (args, state) = (Value::from(args), State::new());
     let args = args.as_map().expect("an object");
-    tool.call(Call { id: "c", args, state: &state, now: UnixNanos(0), idempotency_key: "k" }).await
+    tool.call(Call { id: "c", args, state: &state, now: UnixNanos(0), idempotency_key: "k", limit: None })
+        .await
 }
 
 fn tool_args(args: Json) -> Result<(), String> {

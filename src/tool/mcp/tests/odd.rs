@@ -153,6 +153,23 @@ async fn a_call_that_takes_too_long_or_that_nobody_waits_for_is_cancelled() {
     toolbox.close().await;
 }
 
+#[tokio::test]
+async fn a_program_that_lets_the_limits_of_callers_pass_is_started_again() {
+    let (toolbox, offer) = odd();
+    let tools = listed(&offer).await;
+    let hang = find(&tools, "odd__hang");
+    assert!(hang.keeps_limit(), "who drops a call cannot count it");
+    for _ in 0..3 {
+        let limit = Some(Duration::from_millis(100));
+        let late = call_within(limit, (&hang, json!({"deaf": true})), &|_| {}).await;
+        assert_eq!(late.content, "TOOL_TIMEOUT: no complete answer within 0.1 seconds");
+        assert_eq!(late.outcome, CallOutcome::Unknown);
+    }
+    let again = call_within(Some(WITHIN), (&find(&tools, "odd__request"), json!({})), &|_| {}).await;
+    assert_eq!(again.status, ToolStatus::Success, "{again:?}");
+    toolbox.close().await;
+}
+
 async fn wait_for(holds: impl Fn() -> bool) {
     let until = Instant::now() + WITHIN;
     while !holds() {
