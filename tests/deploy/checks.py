@@ -255,6 +255,24 @@ def shared_problems(first, second):
     return [f"both make {what}" for what in sorted(set(made(first)) & set(made(second)))]
 
 
+def result_address_problems(*releases):
+    """Releases whose PUBLIC_URL leads to no Service, or to one of a release that does not have their jobs."""
+    def settings(documents):
+        maps = {document["metadata"]["name"]: document["data"] for document in of_kind(documents, "ConfigMap")}
+        return maps[of_kind(documents, "Deployment")[0]["metadata"]["name"]]
+    schemas = {f"http://{service['metadata']['name']}.{NAMESPACE}.svc.cluster.local:{service['spec']['ports'][0]['port']}":
+               settings(documents).get("POSTGRES_SCHEMA") for documents in releases for service in of_kind(documents, "Service")}
+    problems = []
+    for documents in releases:
+        data, name = settings(documents), of_kind(documents, "Deployment")[0]["metadata"]["name"]
+        address = data.get("PUBLIC_URL")
+        if address not in schemas:
+            problems.append(f"{name}: PUBLIC_URL {address} leads to no Service")
+        elif schemas[address] != data.get("POSTGRES_SCHEMA"):
+            problems.append(f"{name}: PUBLIC_URL {address} leads to a release without its jobs")
+    return problems
+
+
 def network_problems(documents):
     """Whether everything is denied first, and each neighbour's port is open."""
     policies = of_kind(documents, "NetworkPolicy")

@@ -93,6 +93,7 @@ class EveryValuesFile(unittest.TestCase):
                 more = [setting for setting in settings if name == "green" or "provision" not in setting]
                 second = checks.render(files, more, release=f"agent-executor-{name}")
                 self.assertEqual(shared_but_results(first, second), [], name)
+                self.assertEqual(checks.result_address_problems(first, second), [], name)
 
     def test_a_canary_works_on_the_queue_and_the_database_of_the_first(self):
         def settings(name):
@@ -249,6 +250,12 @@ class APlantedMistakeIsFound(unittest.TestCase):
         problems = checks.shared_problems(self.prod, second)
         for words in ("Secret agent-executor", "alert AgentExecutorDown", "dashboard overview.json"):
             self.assert_found(problems, words)
+        files = [checks.CHART / "values-prod.yaml", checks.CHART / "values-green.yaml"]
+        blue = checks.of_kind(self.prod, "ConfigMap")[0]["data"]["PUBLIC_URL"]
+        for release, address, words in (("agent-executor-green", blue, "leads to a release without its jobs"),
+                                        ("other", "", "leads to no Service")):
+            green = checks.render(files, [f"config.PUBLIC_URL={address}"] if address else [], release=release)
+            self.assert_found(checks.result_address_problems(self.prod, green), words)
 
     def test_by_the_network(self):
         self.assert_found(checks.network_problems(checks.render(settings=["networkPolicy.enabled=false"])), "no NetworkPolicy")
