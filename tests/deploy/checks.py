@@ -43,7 +43,7 @@ def values_files():
     for size in ("micro", "small", "large"):
         files[f"prod-{size}"] = [prod, CHART / f"values-{size}.yaml"]
     files["prod-scale-to-zero"] = [prod, CHART / "values-scale-to-zero.yaml"]
-    for name in ("green", "canary", "scripts"):
+    for name in ("green", "canary", "scripts", "vault"):
         files[f"prod-{name}"] = [prod, CHART / f"values-{name}.yaml"]
     files["defaults"] = []
     return files
@@ -168,12 +168,33 @@ def settings_problems(documents):
         grace = float(settings["SHUTDOWN_GRACE_SECONDS"])
         if spec["terminationGracePeriodSeconds"] <= grace:
             problems.append("Kubernetes kills the pod within its own grace (terminationGracePeriodSeconds)")
+        problems += file_problems(settings, spec, container)
         hook = container.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command")
         if hook and ("--timeout" not in hook or int(hook[hook.index("--timeout") + 1]) < grace):
             problems.append("preStop gives up before the grace is over; the second SIGTERM would end it")
         problems += [f"probe {kind} has no {field}" for kind in ("startupProbe", "livenessProbe", "readinessProbe")
                      for field in ("httpGet", "timeoutSeconds", "failureThreshold")
                      if field not in container.get(kind, {})]
+    return problems
+
+
+def file_problems(settings, spec, container):
+    """Settings that name a file where the container has no volume, or another one than the file takes."""
+    files = {name: path for name, path in settings.items() if path.startswith("/")}
+    if "VAULT_AUTH_ROLE" in settings:
+        default = re.search(r"^\| `VAULT_JWT_FILE` \| `(.+?)`", (ROOT / "README.md").read_text(), re.M)[1]
+        files.setdefault("VAULT_JWT_FILE", default)
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    problems = []
+    for name, path in files.items():
+        mounts = [mount for mount in container["volumeMounts"] if pathlib.PurePath(path).is_relative_to(mount["mountPath"])]
+        if not mounts:
+            problems.append(f"{name}: no volume has {path}")
+        elif name == "VAULT_JWT_FILE":
+            sources = volumes[mounts[0]["name"]].get("projected", {}).get("sources", [])
+            made = [source["serviceAccountToken"]["path"] for source in sources if "serviceAccountToken" in source]
+            if str(pathlib.PurePath(path).relative_to(mounts[0]["mountPath"])) not in made:
+                problems.append(f"{name}: nobody makes the token {path}")
     return problems
 
 

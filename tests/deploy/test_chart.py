@@ -123,6 +123,16 @@ class EveryValuesFile(unittest.TestCase):
         self.assertEqual(spec["runtimeClassName"], "gvisor")
         self.assertTrue(spec["containers"][0]["image"].endswith("-scripts"))
 
+    def test_a_token_for_vault_is_mounted_where_the_program_looks_for_it_and_only_where_it_is_asked_for(self):
+        def spec(name):
+            return checks.of_kind(self.rendered[name], "Deployment")[0]["spec"]["template"]["spec"]
+        token = {"serviceAccountToken": {"path": "token", "audience": "vault", "expirationSeconds": 3600}}
+        self.assertEqual([volume["projected"]["sources"] for volume in spec("prod-vault")["volumes"] if "projected" in volume], [[token]])
+        self.assertFalse([volume for volume in spec("values-prod")["volumes"] if "projected" in volume])
+        data = checks.of_kind(self.rendered["prod-vault"], "ConfigMap")[0]["data"]
+        self.assertEqual((data["VAULT_ADDR"], data["VAULT_AUTH_ROLE"]),
+                         ("http://vault.vault.svc.cluster.local:8200", "agent-executor"))
+
     def test_the_program_takes_the_request_of_helm_test(self):
         made = next(document for document in checks.of_kind(self.prod, "ConfigMap") if "request.json" in document["data"])
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -176,6 +186,7 @@ class APlantedMistakeIsFound(unittest.TestCase):
             "nats.provision=maybe", "nats.replicas=6", "monitoring.kind=Scrape", "shutdownGraceSeconds=-1",
             "terminationMarginSeconds=0", "nats.maxDeliver=1", "strategy.maxSurge=-1", "resources.request.cpu=1",
             "networkPolicy.nats.port=99999", "sizes.small.jobs=0", "externalSecret.store.kind=Vault",
+            "vault.role=executor", "vault.address=vault:8200", "vault.rolle=x",
         ]
         for setting in nonsense:
             with self.subTest(setting), self.assertRaises(ValueError):
@@ -228,6 +239,13 @@ class APlantedMistakeIsFound(unittest.TestCase):
             self.prod, "Deployment", spec(lambda pod: pod.update(terminationGracePeriodSeconds=60)))), "kills the pod")
         self.assert_found(checks.settings_problems(mutated(self.prod, "Deployment", spec(
             lambda pod: pod["containers"][0]["lifecycle"]["preStop"]["exec"].update(command=["x", "drain"])))), "preStop")
+        by_hand = ["config.VAULT_ADDR=http://vault:8200", "config.VAULT_AUTH_ROLE=executor"]
+        self.assert_found(checks.settings_problems(checks.render(settings=by_hand)), "VAULT_JWT_FILE: no volume has /var/run")
+        self.assert_found(checks.settings_problems(checks.render(settings=["config.NATS_CREDS_FILE=/etc/nats/creds"])),
+                          "NATS_CREDS_FILE: no volume has")
+        vault = checks.render([checks.CHART / "values-prod.yaml", checks.CHART / "values-vault.yaml"])
+        self.assert_found(checks.settings_problems(mutated(vault, "Deployment", spec(
+            lambda pod: pod["volumes"][-1]["projected"]["sources"][0]["serviceAccountToken"].update(path="jwt")))), "nobody makes the token")
 
     def test_by_the_program(self):
         for setting, words in [("config.LOG_LEVEL=shout", "LOG_LEVEL"), ("config.DRAGONFLY_PORT=0", "DRAGONFLY_PORT"),

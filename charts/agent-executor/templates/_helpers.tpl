@@ -114,6 +114,14 @@ limits:
 {{- $_ := set $settings "MAX_BYTES_IN_FLIGHT" (toString (int64 $size.bytesInFlight)) -}}
 {{- $_ := set $settings "POSTGRES_MAX_CONNECTIONS" (toString (int $size.databaseConnections)) -}}
 {{- end -}}
+{{- with .Values.vault.address -}}
+{{- $_ := set $settings "VAULT_ADDR" . -}}
+{{- end -}}
+{{- with .Values.vault.role -}}
+{{- if not $.Values.vault.address }}{{ fail "vault.role needs vault.address" }}{{ end -}}
+{{- $_ := set $settings "VAULT_AUTH_ROLE" . -}}
+{{- $_ := set $settings "VAULT_JWT_FILE" "/var/run/secrets/vault/token" -}}
+{{- end -}}
 {{- range $name, $value := .Values.config -}}
 {{- /* Helm reads numbers as floats, and would write large ones as 2.6e+08. */ -}}
 {{- if and (kindIs "float64" $value) (eq $value (floor $value)) -}}{{- $value = int64 $value -}}{{- end -}}
