@@ -53,7 +53,8 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
     let models = Arc::new(models.with_shelf(Arc::new(shelf)));
     let sink = Dragonfly::start(config.dragonfly.clone(), &tracker, closing.clone());
     let sink = sink.context("settings of the stream server")?;
-    let pool = ServerPool::open(&config.dragonfly, incarnation(&config));
+    let process = incarnation(&config);
+    let pool = ServerPool::open(&config.dragonfly, process.clone());
     models.share(Arc::new(pool.context("settings of the stream server")?));
     let port = config.http.port;
     let listener = http::bind(&config.http).await.with_context(|| format!("port {port} cannot be opened"))?;
@@ -61,7 +62,7 @@ pub async fn serve(config: Config) -> anyhow::Result<()> {
 
     // Probes are answered while the neighbours are waited for.
     let (listener, neighbours) = tokio::select! {
-        waited = http::meanwhile(listener, metrics.clone(), connect(&config)) => waited?,
+        waited = http::meanwhile(listener, metrics.clone(), connect(&config, &process)) => waited?,
         () = orders.drain.cancelled() => return Ok(()),
     };
     let (store, nats) = neighbours?;
@@ -145,23 +146,23 @@ pub(crate) fn toolbox(config: &Config) -> anyhow::Result<Toolbox> {
 }
 
 /// Waits for the database, then for the broker; both may come up after this process.
-async fn connect(config: &Config) -> anyhow::Result<(Arc<PostgresStore>, Arc<Nats>)> {
-    let store = Arc::new(connect_store(config).await?);
+async fn connect(config: &Config, process: &str) -> anyhow::Result<(Arc<PostgresStore>, Arc<Nats>)> {
+    let store = Arc::new(connect_store(config, process).await?);
     let nats = Nats::connect(config.nats.clone(), Patience::Forever).await.context("message broker")?;
     Ok((store, Arc::new(nats)))
 }
 
-/// One incarnation of a process: a pod that restarts under the same name must not renew old claims.
+/// The name of this process where others see it, in claims and among those that share limits: one for each incarnation,
+/// since a pod that restarts under the same name must not renew old claims.
 fn incarnation(config: &Config) -> String {
     format!("{}/{}", config.worker.pod, uuid::Uuid::new_v4())
 }
 
 /// The database may come up after this process.
-async fn connect_store(config: &Config) -> anyhow::Result<PostgresStore> {
-    let owner = incarnation(config);
+async fn connect_store(config: &Config, process: &str) -> anyhow::Result<PostgresStore> {
     loop {
         match PostgresStore::migrate(&config.postgres).await {
-            Ok(()) => return PostgresStore::open(&config.postgres, &owner).context("database settings"),
+            Ok(()) => return PostgresStore::open(&config.postgres, process).context("database settings"),
             Err(error @ crate::store::Error::Unavailable(_)) => {
                 tracing::warn!(code = error.code(), error = %format_args!("{:#}", anyhow::Error::from(error)), "the database is not available, trying again");
                 tokio::time::sleep(CONNECT_PAUSE).await;

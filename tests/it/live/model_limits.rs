@@ -16,10 +16,11 @@ use agent_executor::{
 use anyhow::{Context, Result};
 use axum::{
     Router,
+    body::{Body, Bytes},
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
-use futures::future::join_all;
+use futures::{future::join_all, stream::pending};
 use serde_json::{Value as Json, json};
 use tokio::time::timeout;
 
@@ -134,18 +135,19 @@ async fn soon(turn: impl Future<Output = Result<Turn>>, what: &str) -> Result<Tu
 /// Waits until the pool knows `pods` processes of a lane without limits of its own.
 async fn known(redis: &Redis, pods: u32) -> Result<()> {
     let watch = pool(redis, "watch")?;
-    let hash = &sha("test")[..8];
     let there = || async {
-        let drawn = watch.draw(&format!("openai:{hash}"), &nothing(0)).await;
+        let drawn = watch.draw(&lane(), &nothing(0)).await;
         // The one that watches is seen as well.
         drawn.is_ok_and(|drawn| drawn.pods == pods + 1)
     };
     servers::until(&format!("{pods} processes share the limits"), WITHIN, there).await
 }
 
-fn sha(text: &str) -> String {
+/// The lane of the key that is used here.
+fn lane() -> String {
     use sha2::{Digest as _, Sha256};
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    let hash: String = Sha256::digest("test").iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("openai:{}", &hash[..8])
 }
 
 fn nothing(held: usize) -> Draw {
@@ -268,6 +270,27 @@ async fn a_storm_of_refusals_ends_with_every_job_completed_and_the_rate_kept() -
         assert!(shared > 0.5, "the limit is shared");
         assert!(metric(executor, "agent_executor_llm_wait_seconds_count{provider=\"openai\"}").await? > 0.0);
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_process_has_one_name_in_the_database_and_among_those_that_share_limits() -> Result<()> {
+    let silent = |_: &[Instant]| Body::from_stream(pending::<Result<Bytes>>()).into_response();
+    let mock = Mock::start(silent).await?;
+    let world = World::start().await?;
+    let base = format!("{}/v1", mock.url);
+    let settings = [("OPENAI_BASE_URL", base.as_str()), ("OPENAI_API_KEY", "test"), ("OPENAI_RPM", "600")];
+    let _executor = world.executor_with(&settings).await?;
+    let model = definition(json!({ "provider": "openai", "model": "m" }));
+    world.publish(&request("asks", &model, "hi")).await?;
+    servers::until("the model is asked", WITHIN, || async { mock.calls().len() == 1 }).await?;
+    known(&world.redis, 1).await?;
+    let owner = world.sql("select owner from executor_thread where thread_id = 'asks'").await?;
+    let same = pool(&world.redis, owner.trim())?;
+    let drawn = || async { same.draw(&lane(), &nothing(0)).await.ok() };
+    servers::until("the server answers", WITHIN, || async { drawn().await.is_some() }).await?;
+    let pods = drawn().await.context("it answered before")?.pods;
+    assert_eq!(pods, 2, "the process that has the thread, and the one that watches");
     Ok(())
 }
 
