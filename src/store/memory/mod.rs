@@ -5,25 +5,27 @@
 //! **Invariant:** several handles over one database are several processes: only what is stored passes between
 //! them.
 
-mod admin;
-mod library;
+mod agents;
+mod cache;
+mod checkpoints;
+mod claims;
+mod deadlines;
+mod inspect;
+mod jobs;
+mod letters;
 mod tables;
+mod thread_changes;
+mod threads;
+mod upkeep;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use async_trait::async_trait;
-use bytes::Bytes;
-
 use self::tables::Tables;
-use super::{
-    Cancel, Checkpoints, Claim, Commit, DeadLetter, Doomed, EffectRow, Ending, Error, Finish, Jobs, Known,
-    MAX_STATE_BYTES, Met, Offer, Record, Renewed, Saved, StoredResult, Target, Upkeep, Verdict,
-    langgraph::Rows,
-};
-use crate::ids::{CheckpointId, Clock, Epoch, JobId, Namespace, TaskId, ThreadId};
+use super::{DeadLetter, Error};
+use crate::ids::{Clock, Namespace, ThreadId};
 
 /// Lease and crash limit of a store in memory; as the defaults of the Postgres store.
 #[derive(Clone, Copy, Debug)]
@@ -186,156 +188,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[async_trait]
-impl Checkpoints for MemoryStore {
-    async fn load(
-        &self,
-        thread_id: &ThreadId,
-        ns: &Namespace,
-        id: Option<&CheckpointId>,
-    ) -> Result<Option<Saved>, Error> {
-        let stored = self.tables()?.checkpoints(thread_id, ns, id, 1);
-        stored.into_iter().next().map(|row| row.into_saved(thread_id).map(|(saved, _)| saved)).transpose()
-    }
-
-    async fn commit(&self, commit: Commit) -> Result<(), Error> {
-        let rows = Rows::encode(&commit, MAX_STATE_BYTES)?;
-        self.write(|tables| tables.commit(&commit, &rows, &self.claimant()))
-    }
-
-    fn lease(&self) -> Duration {
-        self.database.config.lease
-    }
-
-    async fn effects(
-        &self,
-        thread_id: &ThreadId,
-        ns: &Namespace,
-        task_id: &TaskId,
-    ) -> Result<Vec<EffectRow>, Error> {
-        let stored = self.tables()?.effects(thread_id, ns, task_id);
-        stored.into_iter().map(|row| row.into_row(thread_id)).collect()
-    }
-
-    async fn history(&self, thread_id: &ThreadId, ns: &Namespace, limit: u32) -> Result<Vec<Saved>, Error> {
-        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let stored = self.tables()?.checkpoints(thread_id, ns, None, limit);
-        stored.into_iter().map(|row| row.into_saved(thread_id).map(|(saved, _)| saved)).collect()
-    }
-}
-
-#[async_trait]
-impl Jobs for MemoryStore {
-    async fn accept(&self, offer: &Offer) -> Result<Verdict, Error> {
-        self.write(|tables| Ok(tables.accept(offer, &self.claimant())))
-    }
-
-    async fn finish(&self, finish: Finish) -> Result<Option<Claim>, Error> {
-        let rows = finish
-            .last
-            .as_ref()
-            .map(|last| Rows::encode(last, MAX_STATE_BYTES))
-            .transpose()?
-            .unwrap_or_default();
-        self.write(|tables| tables.finish(&finish, &rows, &self.claimant()))
-    }
-
-    async fn end(&self, ending: &Ending) -> Result<bool, Error> {
-        self.write(|tables| Ok(tables.end(ending, &self.claimant())))
-    }
-
-    async fn release(&self, claim: &Claim) -> Result<(), Error> {
-        self.write(|tables| tables.release(claim, &self.claimant()))
-    }
-
-    async fn refund(&self, claim: &Claim) -> Result<(), Error> {
-        self.write(|tables| {
-            tables.refund(claim);
-            Ok(())
-        })
-    }
-
-    async fn renew(&self, claims: &[(ThreadId, Epoch)]) -> Result<Vec<Renewed>, Error> {
-        Ok(self.tables()?.renew(claims, &self.claimant()))
-    }
-
-    async fn mark_published(&self, job_id: &JobId) -> Result<(), Error> {
-        self.write(|tables| {
-            tables.mark_published(job_id);
-            Ok(())
-        })
-    }
-
-    async fn result(&self, job_id: &JobId) -> Result<Option<Bytes>, Error> {
-        Ok(self.tables()?.result(job_id))
-    }
-
-    async fn ping(&self) -> Result<(), Error> {
-        self.tables().map(drop)
-    }
-}
-
-/// Looks count as no write, like renewals: how often they happen depends on time.
-#[async_trait]
-impl Upkeep for MemoryStore {
-    async fn orphans(&self, limit: u32, queued: bool, lane: bool) -> Result<Vec<ThreadId>, Error> {
-        Ok(self.tables()?.orphans(count(limit), queued, lane, &self.claimant()))
-    }
-
-    async fn adopt(&self, thread_id: &ThreadId, lane: bool) -> Result<Option<Verdict>, Error> {
-        let adopted = self.write(|tables| Ok(tables.adopt(thread_id, lane, &self.claimant())));
-        let late = lock(&self.faults).late;
-        if let Some(late) = late {
-            tokio::time::sleep(late).await;
-        }
-        adopted
-    }
-
-    async fn doomed(&self, limit: u32) -> Result<Vec<Doomed>, Error> {
-        Ok(self.tables()?.doomed(count(limit), &self.claimant()))
-    }
-
-    async fn unpublished(
-        &self,
-        age: Duration,
-        after: Option<&JobId>,
-        limit: u32,
-    ) -> Result<Vec<StoredResult>, Error> {
-        Ok(self.tables()?.unpublished(age, after, count(limit), &self.claimant()))
-    }
-
-    async fn record(&self, record: &Record) -> Result<bool, Error> {
-        self.write(|tables| Ok(tables.record(record, &self.claimant())))
-    }
-
-    async fn forget(&self, job_id: &JobId) -> Result<(), Error> {
-        self.write(|tables| {
-            tables.forget(job_id);
-            Ok(())
-        })
-    }
-
-    async fn known(&self, job_ids: &[JobId]) -> Result<Vec<Known>, Error> {
-        Ok(self.tables()?.known(job_ids))
-    }
-
-    async fn wish(&self, id: &str, target: Target, cancel: &Cancel) -> Result<Met, Error> {
-        self.write(|tables| Ok(tables.wish(id, target, cancel)))
-    }
-
-    async fn take_duty(&self, name: &'static str, every: Duration) -> Result<bool, Error> {
-        Ok(self.tables()?.take_duty(name, every, &self.claimant()))
-    }
-}
-
 fn count(limit: u32) -> usize {
     usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
-    use crate::ids::UnixNanos;
+    use crate::{
+        ids::{JobId, UnixNanos},
+        store::{Jobs, Offer, Verdict},
+    };
 
     /// A clock that a test moves.
     struct Hand(Mutex<u64>);

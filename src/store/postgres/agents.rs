@@ -1,12 +1,13 @@
 //! Stored definitions.
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::{Row, postgres::PgRow};
 
-use super::{link::Link, statement::plain};
+use super::{PostgresStore, statement::plain};
 use crate::{
     ids::{JobId, UnixNanos},
-    store::{AgentFilter, AgentRef, AgentView, Error, NewAgent, PutAgent},
+    store::{AgentFilter, AgentRef, AgentView, Agents, Error, NewAgent, PutAgent},
 };
 
 /// The second half does not see what the first inserts, and neither sees what another process inserts meanwhile.
@@ -52,6 +53,70 @@ const VERSIONS: &str = concat!(
 
 const PIN: &str = "SELECT executor_pin_agent($1, $2, $3)";
 
+#[async_trait]
+impl Agents for PostgresStore {
+    async fn put_agent(&self, agent: &NewAgent) -> Result<PutAgent, Error> {
+        let new = agent.clone();
+        let rows = self.link.rows(move || {
+            sqlx::query(PUT)
+                .bind(new.name.clone())
+                .bind(new.version.clone())
+                .bind(new.hash.clone())
+                .bind(new.definition.to_vec())
+        });
+        let rows = rows.await?;
+        // Without a row somebody else put the same version at this moment.
+        let Some(row) = rows.first() else {
+            return Err(Error::Unavailable("another process stores this version right now".into()));
+        };
+        let (is_new, hash): (bool, String) =
+            (row.try_get(0).map_err(corrupt)?, row.try_get(1).map_err(corrupt)?);
+        Ok(match is_new {
+            true => PutAgent::New,
+            false if hash == agent.hash => PutAgent::Known,
+            false => PutAgent::Taken(hash),
+        })
+    }
+
+    async fn agent(&self, agent: &AgentRef) -> Result<Option<(AgentView, Bytes)>, Error> {
+        let agent = agent.clone();
+        let rows = self.link.rows(move || match &agent {
+            AgentRef::Named { name, version } => {
+                sqlx::query(NAMED).bind(plain(name)).bind(version.as_deref().map(plain))
+            }
+            AgentRef::Hash(hash) => sqlx::query(HASHED).bind(plain(hash)),
+        });
+        let rows = rows.await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        let definition: Vec<u8> = row.try_get(6).map_err(corrupt)?;
+        Ok(Some((view(row)?, definition.into())))
+    }
+
+    async fn agents(&self, filter: &AgentFilter, limit: u32) -> Result<Vec<AgentView>, Error> {
+        let filter = filter.clone();
+        let rows = self.link.rows(move || match &filter.name {
+            Some(name) => sqlx::query(VERSIONS).bind(plain(name)).bind(i64::from(limit)),
+            None => sqlx::query(NEWEST)
+                .bind(plain(&filter.prefix))
+                .bind(plain(&filter.after))
+                .bind(i64::from(limit)),
+        });
+        rows.await?.iter().map(view).collect()
+    }
+
+    async fn pin_agent(&self, job_id: &JobId, agent: &AgentRef) -> Result<Option<String>, Error> {
+        let AgentRef::Named { name, version } = agent.clone() else {
+            return Ok(self.agent(agent).await?.map(|(view, _)| view.hash));
+        };
+        let job_id = job_id.to_string();
+        let rows = self.link.rows(move || {
+            sqlx::query(PIN).bind(job_id.clone()).bind(plain(&name)).bind(version.as_deref().map(plain))
+        });
+        let rows = rows.await?;
+        rows.first().map_or(Ok(None), |row| row.try_get(0).map_err(corrupt))
+    }
+}
+
 fn corrupt(reason: impl ToString) -> Error {
     Error::Corrupt { thread_id: String::new(), what: "agent", reason: reason.to_string() }
 }
@@ -69,63 +134,4 @@ fn view(row: &PgRow) -> Result<AgentView, Error> {
         })
     };
     read().map_err(|error: sqlx::Error| corrupt(error))
-}
-
-pub(super) async fn put(link: &Link, agent: &NewAgent) -> Result<PutAgent, Error> {
-    let new = agent.clone();
-    let rows = link.rows(move || {
-        sqlx::query(PUT)
-            .bind(new.name.clone())
-            .bind(new.version.clone())
-            .bind(new.hash.clone())
-            .bind(new.definition.to_vec())
-    });
-    let rows = rows.await?;
-    // Without a row somebody else put the same version at this moment.
-    let Some(row) = rows.first() else {
-        return Err(Error::Unavailable("another process stores this version right now".into()));
-    };
-    let (is_new, hash): (bool, String) = (row.try_get(0).map_err(corrupt)?, row.try_get(1).map_err(corrupt)?);
-    Ok(match is_new {
-        true => PutAgent::New,
-        false if hash == agent.hash => PutAgent::Known,
-        false => PutAgent::Taken(hash),
-    })
-}
-
-pub(super) async fn one(link: &Link, agent: &AgentRef) -> Result<Option<(AgentView, Bytes)>, Error> {
-    let agent = agent.clone();
-    let rows = link.rows(move || match &agent {
-        AgentRef::Named { name, version } => {
-            sqlx::query(NAMED).bind(plain(name)).bind(version.as_deref().map(plain))
-        }
-        AgentRef::Hash(hash) => sqlx::query(HASHED).bind(plain(hash)),
-    });
-    let rows = rows.await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let definition: Vec<u8> = row.try_get(6).map_err(corrupt)?;
-    Ok(Some((view(row)?, definition.into())))
-}
-
-pub(super) async fn list(link: &Link, filter: &AgentFilter, limit: u32) -> Result<Vec<AgentView>, Error> {
-    let filter = filter.clone();
-    let rows = link.rows(move || match &filter.name {
-        Some(name) => sqlx::query(VERSIONS).bind(plain(name)).bind(i64::from(limit)),
-        None => {
-            sqlx::query(NEWEST).bind(plain(&filter.prefix)).bind(plain(&filter.after)).bind(i64::from(limit))
-        }
-    });
-    rows.await?.iter().map(view).collect()
-}
-
-pub(super) async fn pin(link: &Link, job_id: &JobId, agent: &AgentRef) -> Result<Option<String>, Error> {
-    let AgentRef::Named { name, version } = agent.clone() else {
-        return Ok(one(link, agent).await?.map(|(view, _)| view.hash));
-    };
-    let job_id = job_id.to_string();
-    let rows = link.rows(move || {
-        sqlx::query(PIN).bind(job_id.clone()).bind(plain(&name)).bind(version.as_deref().map(plain))
-    });
-    let rows = rows.await?;
-    rows.first().map_or(Ok(None), |row| row.try_get(0).map_err(corrupt))
 }

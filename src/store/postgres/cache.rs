@@ -1,13 +1,14 @@
 //! The cache of nodes.
 
+use async_trait::async_trait;
 use sqlx::Row;
 
 use super::{
-    link::Link,
+    PostgresStore,
     statement::{millis, plain},
 };
 use crate::{
-    store::{CacheEntry, CacheKey, Error},
+    store::{CacheEntry, CacheKey, Error, NodeCache},
     value::Value,
 };
 
@@ -26,26 +27,29 @@ const EXPIRE: &str = "WITH old AS ( \
             ORDER BY c.expires_at LIMIT $1 FOR UPDATE SKIP LOCKED)) RETURNING 1) \
     SELECT count(*) FROM old";
 
+#[async_trait]
+impl NodeCache for PostgresStore {
+    async fn cached(&self, key: &CacheKey) -> Result<Option<Value>, Error> {
+        let key = *key;
+        let rows = self.link.rows(move || sqlx::query(CACHED).bind(key.0.to_vec())).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        CacheEntry::decode(row.try_get(0).map_err(corrupt)?).map(Some)
+    }
+
+    async fn keep(&self, entry: &CacheEntry) -> Result<(), Error> {
+        let (bytes, key, node, ttl) = (entry.encode()?, entry.key, plain(&entry.node), millis(entry.ttl));
+        let statement =
+            move || sqlx::query(KEEP).bind(key.0.to_vec()).bind(node.clone()).bind(bytes.clone()).bind(ttl);
+        self.link.rows(statement).await.map(drop)
+    }
+
+    async fn expire_cache(&self, limit: u32) -> Result<u64, Error> {
+        let rows = self.link.rows(move || sqlx::query(EXPIRE).bind(i64::from(limit))).await?;
+        let removed: i64 = rows.first().map_or(Ok(0), |row| row.try_get(0)).map_err(corrupt)?;
+        Ok(u64::try_from(removed).unwrap_or_default())
+    }
+}
+
 fn corrupt(error: sqlx::Error) -> Error {
     Error::Corrupt { thread_id: String::new(), what: "cache entry", reason: error.to_string() }
-}
-
-pub(super) async fn cached(link: &Link, key: &CacheKey) -> Result<Option<Value>, Error> {
-    let key = *key;
-    let rows = link.rows(move || sqlx::query(CACHED).bind(key.0.to_vec())).await?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    CacheEntry::decode(row.try_get(0).map_err(corrupt)?).map(Some)
-}
-
-pub(super) async fn keep(link: &Link, entry: &CacheEntry) -> Result<(), Error> {
-    let (bytes, key, node, ttl) = (entry.encode()?, entry.key, plain(&entry.node), millis(entry.ttl));
-    let statement =
-        move || sqlx::query(KEEP).bind(key.0.to_vec()).bind(node.clone()).bind(bytes.clone()).bind(ttl);
-    link.rows(statement).await.map(drop)
-}
-
-pub(super) async fn expire(link: &Link, limit: u32) -> Result<u64, Error> {
-    let rows = link.rows(move || sqlx::query(EXPIRE).bind(i64::from(limit))).await?;
-    let removed: i64 = rows.first().map_or(Ok(0), |row| row.try_get(0)).map_err(corrupt)?;
-    Ok(u64::try_from(removed).unwrap_or_default())
 }

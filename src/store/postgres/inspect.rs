@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::Value as Json;
 use sqlx::{Row, postgres::PgRow};
 
-use super::{jobs::stream_seq, link::Link, statement::millis};
+use super::{PostgresStore, jobs::stream_seq, statement::millis};
 use crate::{
     ids::{CheckpointId, JobId, ThreadId},
-    store::{Error, Expired, FIRST, Grace, JobView, Overview, Retention, Trail, Waiting},
+    store::{Error, Expired, FIRST, Grace, Inspect, JobView, Overview, Retention, Trail, Waiting},
 };
 
 const JOB: &str = "SELECT thread_id, state, stream_seq, attempt, cardinality(charged) AS crashes, request, error, \
@@ -68,108 +69,113 @@ const FREE: &str = "SELECT thread_id FROM executor_free($1, $2)";
 
 const EXPIRE: &str = "SELECT jobs, letters, wishes, effects FROM executor_expire($1, $2, $3)";
 
+#[async_trait]
+impl Inspect for PostgresStore {
+    async fn job(&self, job_id: &JobId) -> Result<Option<JobView>, Error> {
+        let job_id = job_id.to_string();
+        let rows = self.link.rows(move || sqlx::query(JOB).bind(job_id.clone())).await?;
+        let view = |row: &PgRow| {
+            let thread_id = ThreadId::parse(row.try_get("thread_id")?);
+            let (attempts, crashes): (i32, i32) = (row.try_get("attempt")?, row.try_get("crashes")?);
+            Ok(thread_id.map(|thread_id| JobView {
+                thread_id,
+                state: row.get("state"),
+                stream_seq: seq(row.get("stream_seq")),
+                attempts: u32::try_from(attempts).unwrap_or_default(),
+                crashes: u32::try_from(crashes).unwrap_or_default(),
+                request: Bytes::from(row.get::<Option<Vec<u8>>, _>("request").unwrap_or_default()),
+                error: row.get("error"),
+                published: row.get("published"),
+            }))
+        };
+        let view = rows.first().map(view).transpose().map_err(|error: sqlx::Error| corrupt(error))?;
+        view.transpose().map_err(corrupt)
+    }
+
+    async fn trail(&self, thread_id: &ThreadId, job_id: &JobId) -> Result<Trail, Error> {
+        let (thread, job) = (thread_id.to_string(), job_id.to_string());
+        let rows = self.link.rows(move || sqlx::query(TRAIL).bind(thread.clone()).bind(job.clone())).await?;
+        let Some(row) = rows.first() else { return Ok(Trail::default()) };
+        let id = |column: &str| {
+            let text: Option<&str> = row.try_get(column).map_err(corrupt)?;
+            text.map(CheckpointId::parse).transpose().map_err(corrupt)
+        };
+        Ok(Trail { last: id("last")?, newest: id("newest")? })
+    }
+
+    async fn overview(&self, grace: &Grace) -> Result<Overview, Error> {
+        let grace = *grace;
+        let first = i32::try_from(FIRST).expect("a short list");
+        let rows = self.link.rows(move || {
+            sqlx::query(OVERVIEW)
+                .bind(millis(grace.lease))
+                .bind(millis(grace.waiting))
+                .bind(millis(grace.unpublished))
+                .bind(first)
+        });
+        let rows = rows.await?;
+        let row = rows.first().ok_or_else(|| corrupt("no answer"))?;
+        // Kinds of which there is nothing are missing.
+        let answer: Json = row.try_get(0).map_err(corrupt)?;
+        serde_json::from_value(answer).map_err(corrupt)
+    }
+
+    async fn waiting(&self, age: Duration, limit: u32) -> Result<Vec<Waiting>, Error> {
+        let rows = self.link.rows(move || sqlx::query(WAITING).bind(millis(age)).bind(most(limit))).await?;
+        let waiting = |row: &PgRow| {
+            Ok(Waiting {
+                job_id: JobId::parse(row.try_get(0).map_err(corrupt)?).map_err(corrupt)?,
+                message_seq: seq(row.try_get(1).map_err(corrupt)?),
+                is_copied: row.try_get(3).map_err(corrupt)?,
+                request: Bytes::from(
+                    row.try_get::<Option<Vec<u8>>, _>(2).map_err(corrupt)?.unwrap_or_default(),
+                ),
+            })
+        };
+        rows.iter().map(waiting).collect()
+    }
+
+    async fn copied(&self, job_id: &JobId, place: u64) -> Result<(), Error> {
+        let (job_id, place) = (job_id.to_string(), stream_seq(place)?);
+        self.link.rows(move || sqlx::query(COPIED).bind(job_id.clone()).bind(place)).await.map(drop)
+    }
+
+    async fn free_dead(&self, grace: Duration, limit: u32) -> Result<Vec<ThreadId>, Error> {
+        let rows = self.link.rows(move || sqlx::query(FREE).bind(millis(grace)).bind(most(limit))).await?;
+        rows.iter().map(|row| ThreadId::parse(row.try_get(0).map_err(corrupt)?).map_err(corrupt)).collect()
+    }
+
+    async fn expire(&self, retention: &Retention, limit: u32) -> Result<Expired, Error> {
+        let retention = *retention;
+        let rows = self.link.rows(move || {
+            sqlx::query(EXPIRE)
+                .bind(retention.jobs.map(millis))
+                .bind(retention.dead_letters.map(millis))
+                .bind(most(limit))
+        });
+        let rows = rows.await?;
+        let Some(row) = rows.first() else { return Ok(Expired::default()) };
+        let count = |column: &str| -> Result<u64, Error> {
+            let count: i64 = row.try_get(column).map_err(corrupt)?;
+            u64::try_from(count).map_err(corrupt)
+        };
+        Ok(Expired {
+            jobs: count("jobs")?,
+            dead_letters: count("letters")?,
+            wishes: count("wishes")?,
+            effects: count("effects")?,
+        })
+    }
+}
+
 fn corrupt(reason: impl ToString) -> Error {
     Error::Corrupt { thread_id: String::new(), what: "request", reason: reason.to_string() }
 }
 
-fn limit(most: u32) -> i32 {
-    i32::try_from(most).unwrap_or(i32::MAX)
+fn most(limit: u32) -> i32 {
+    i32::try_from(limit).unwrap_or(i32::MAX)
 }
 
 fn seq(stored: Option<i64>) -> Option<u64> {
     stored.and_then(|seq| u64::try_from(seq).ok())
-}
-
-pub(super) async fn job(link: &Link, job_id: &JobId) -> Result<Option<JobView>, Error> {
-    let job_id = job_id.to_string();
-    let rows = link.rows(move || sqlx::query(JOB).bind(job_id.clone())).await?;
-    let view = |row: &PgRow| {
-        let thread_id = ThreadId::parse(row.try_get("thread_id")?);
-        let (attempts, crashes): (i32, i32) = (row.try_get("attempt")?, row.try_get("crashes")?);
-        Ok(thread_id.map(|thread_id| JobView {
-            thread_id,
-            state: row.get("state"),
-            stream_seq: seq(row.get("stream_seq")),
-            attempts: u32::try_from(attempts).unwrap_or_default(),
-            crashes: u32::try_from(crashes).unwrap_or_default(),
-            request: Bytes::from(row.get::<Option<Vec<u8>>, _>("request").unwrap_or_default()),
-            error: row.get("error"),
-            published: row.get("published"),
-        }))
-    };
-    let view = rows.first().map(view).transpose().map_err(|error: sqlx::Error| corrupt(error))?;
-    view.transpose().map_err(corrupt)
-}
-
-pub(super) async fn trail(link: &Link, thread_id: &ThreadId, job_id: &JobId) -> Result<Trail, Error> {
-    let (thread, job) = (thread_id.to_string(), job_id.to_string());
-    let rows = link.rows(move || sqlx::query(TRAIL).bind(thread.clone()).bind(job.clone())).await?;
-    let Some(row) = rows.first() else { return Ok(Trail::default()) };
-    let id = |column: &str| {
-        let text: Option<&str> = row.try_get(column).map_err(corrupt)?;
-        text.map(CheckpointId::parse).transpose().map_err(corrupt)
-    };
-    Ok(Trail { last: id("last")?, newest: id("newest")? })
-}
-
-pub(super) async fn overview(link: &Link, grace: &Grace) -> Result<Overview, Error> {
-    let grace = *grace;
-    let first = i32::try_from(FIRST).expect("a short list");
-    let rows = link.rows(move || {
-        sqlx::query(OVERVIEW)
-            .bind(millis(grace.lease))
-            .bind(millis(grace.waiting))
-            .bind(millis(grace.unpublished))
-            .bind(first)
-    });
-    let rows = rows.await?;
-    let row = rows.first().ok_or_else(|| corrupt("no answer"))?;
-    // Kinds of which there is nothing are missing.
-    let answer: Json = row.try_get(0).map_err(corrupt)?;
-    serde_json::from_value(answer).map_err(corrupt)
-}
-
-pub(super) async fn waiting(link: &Link, age: Duration, most: u32) -> Result<Vec<Waiting>, Error> {
-    let rows = link.rows(move || sqlx::query(WAITING).bind(millis(age)).bind(limit(most))).await?;
-    let waiting = |row: &PgRow| {
-        Ok(Waiting {
-            job_id: JobId::parse(row.try_get(0).map_err(corrupt)?).map_err(corrupt)?,
-            message_seq: seq(row.try_get(1).map_err(corrupt)?),
-            is_copied: row.try_get(3).map_err(corrupt)?,
-            request: Bytes::from(row.try_get::<Option<Vec<u8>>, _>(2).map_err(corrupt)?.unwrap_or_default()),
-        })
-    };
-    rows.iter().map(waiting).collect()
-}
-
-pub(super) async fn copied(link: &Link, job_id: &JobId, place: u64) -> Result<(), Error> {
-    let (job_id, place) = (job_id.to_string(), stream_seq(place)?);
-    link.rows(move || sqlx::query(COPIED).bind(job_id.clone()).bind(place)).await.map(drop)
-}
-
-pub(super) async fn free_dead(link: &Link, grace: Duration, most: u32) -> Result<Vec<ThreadId>, Error> {
-    let rows = link.rows(move || sqlx::query(FREE).bind(millis(grace)).bind(limit(most))).await?;
-    rows.iter().map(|row| ThreadId::parse(row.try_get(0).map_err(corrupt)?).map_err(corrupt)).collect()
-}
-
-pub(super) async fn expire(link: &Link, retention: &Retention, most: u32) -> Result<Expired, Error> {
-    let retention = *retention;
-    let rows = link.rows(move || {
-        sqlx::query(EXPIRE)
-            .bind(retention.jobs.map(millis))
-            .bind(retention.dead_letters.map(millis))
-            .bind(limit(most))
-    });
-    let rows = rows.await?;
-    let Some(row) = rows.first() else { return Ok(Expired::default()) };
-    let count = |column: &str| -> Result<u64, Error> {
-        let count: i64 = row.try_get(column).map_err(corrupt)?;
-        u64::try_from(count).map_err(corrupt)
-    };
-    Ok(Expired {
-        jobs: count("jobs")?,
-        dead_letters: count("letters")?,
-        wishes: count("wishes")?,
-        effects: count("effects")?,
-    })
 }

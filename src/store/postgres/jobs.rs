@@ -2,12 +2,14 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::{Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
     PostgresStore,
+    commit::{Entry, LONGEST_PAUSE},
     failure::Failure,
     gather::again,
     link::Link,
@@ -15,7 +17,10 @@ use super::{
 };
 use crate::{
     ids::{CheckpointId, Epoch, JobId, ThreadId},
-    store::{Cancel, CancelKind, Claim, Ending, Error, Offer, Renewed, StoredResult, Verdict},
+    store::{
+        Cancel, CancelKind, Claim, Ending, Error, Finish, Jobs, Offer, Renewed, StoredResult, Verdict,
+        langgraph::Rows,
+    },
 };
 
 const ACCEPT: &str = "SELECT nr, verdict, job_id, epoch, attempt, head, request, time_ms, cancel, suspect, event_id, \
@@ -39,6 +44,115 @@ const RESULT: &str =
 
 /// Stands for the id of a checkpoint that cannot be read; no checkpoint has it.
 const UNREADABLE: &str = "00000000-0000-0000-0000-000000000000";
+
+#[async_trait]
+impl Jobs for PostgresStore {
+    async fn accept(&self, offer: &Offer) -> Result<Verdict, Error> {
+        // One nonce per call, not per try: the same call may repeat its claim, another call may not.
+        self.accepts.call((offer.clone(), Uuid::new_v4().to_string())).await
+    }
+
+    async fn finish(&self, finish: Finish) -> Result<Option<Claim>, Error> {
+        let rows = finish
+            .last
+            .as_ref()
+            .map(|last| Rows::encode(last, self.max_state_bytes))
+            .transpose()?
+            .unwrap_or_default();
+        let (entry, answered) = Entry::ending(finish, rows);
+        let mut next = self.hand_in(entry, answered).await?;
+        if let Some(claim) = &mut next {
+            self.complete(claim).await?;
+        }
+        Ok(next)
+    }
+
+    async fn end(&self, ending: &Ending) -> Result<bool, Error> {
+        let ending = ending.clone();
+        let rows = self.link.rows(move || {
+            sqlx::query(END)
+                .bind(ending.result.job_id.to_string())
+                .bind(ending.state.as_str())
+                .bind(ending.result.event_id.clone())
+                .bind(ending.result.subject.clone())
+                .bind(ending.result.event.to_vec())
+                .bind(ending.body.as_deref().map(<[u8]>::to_vec))
+                .bind(ending.error.as_ref().map(|error| without_nul(error).to_string()))
+        });
+        Ok(rows.await?.first().is_some_and(|row| row.try_get(0).unwrap_or(false)))
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<(), Error> {
+        let (released, owner) = (claim.clone(), self.owner.clone());
+        let rows = self.link.rows(move || {
+            sqlx::query(RELEASE).bind(released.thread_id.as_str()).bind(released.epoch.0).bind(&*owner)
+        });
+        let ours = rows.await?.first().is_some_and(|row| row.try_get(0).unwrap_or(false));
+        if ours { Ok(()) } else { Err(fenced(claim)) }
+    }
+
+    async fn refund(&self, claim: &Claim) -> Result<(), Error> {
+        let claim = claim.clone();
+        let statement = move || sqlx::query(REFUND).bind(claim.job_id.as_str()).bind(claim.epoch.0);
+        self.link.rows(statement).await.map(drop)
+    }
+
+    async fn renew(&self, claims: &[(ThreadId, Epoch)]) -> Result<Vec<Renewed>, Error> {
+        if claims.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (claims, owner, lease) = (claims.to_vec(), self.owner.clone(), millis(self.claimant.lease));
+        let rows = self.link.rows(move || {
+            let threads: Vec<&str> = claims.iter().map(|(thread, _)| thread.as_str()).collect();
+            let epochs: Vec<i64> = claims.iter().map(|(_, epoch)| epoch.0).collect();
+            sqlx::query(RENEW).bind(threads).bind(epochs).bind(&*owner).bind(lease)
+        });
+        let corrupt = |reason: String| Error::Corrupt { thread_id: String::new(), what: "request", reason };
+        let renewed = |row: &PgRow| {
+            let unread = |error: sqlx::Error| corrupt(error.to_string());
+            let thread_id = ThreadId::parse(row.try_get(0).map_err(unread)?);
+            Ok(Renewed {
+                thread_id: thread_id.map_err(|error| corrupt(error.to_string()))?,
+                epoch: Epoch(row.try_get(1).map_err(unread)?),
+                cancel: cancel(row.try_get(2).map_err(unread)?),
+            })
+        };
+        rows.await?.iter().map(renewed).collect()
+    }
+
+    async fn mark_published(&self, job_id: &JobId) -> Result<(), Error> {
+        self.marks.call(job_id.clone()).await
+    }
+
+    async fn result(&self, job_id: &JobId) -> Result<Option<Bytes>, Error> {
+        let job_id = job_id.clone();
+        let rows = self.link.rows(move || sqlx::query(RESULT).bind(job_id.as_str())).await?;
+        let body = rows.first().map(|row| row.try_get::<Option<Vec<u8>>, _>(0)).transpose();
+        let body = body.map_err(|error| Error::Refused(error.to_string()))?;
+        Ok(body.flatten().map(Bytes::from))
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.link.ping().await
+    }
+}
+
+impl PostgresStore {
+    /// Gives the claim that came with an end its request, whenever the database can be asked: the end is durable, and
+    /// an error would look as if it were not.
+    async fn complete(&self, claim: &mut Claim) -> Result<(), Error> {
+        while let Err(error) = complete(&self.link, claim).await {
+            tracing::warn!(thread_id = %claim.thread_id, %error, "the next job's request is asked for again");
+            let pause = tokio::time::sleep(LONGEST_PAUSE);
+            if !matches!(error, Error::Unavailable(_))
+                || self.closing.run_until_cancelled(pause).await.is_none()
+            {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
 
 /// Who claims, and on what terms.
 #[derive(Clone, Debug)]
@@ -266,71 +380,6 @@ pub(super) async fn mark_published(
     let ids: Vec<String> = job_ids.iter().map(ToString::to_string).collect();
     link.rows_or_failure(move || sqlx::query(PUBLISHED).bind(ids.clone())).await?;
     Ok((0..count).map(|_| Ok(())).collect())
-}
-
-impl PostgresStore {
-    pub(super) async fn accept_job(&self, offer: &Offer) -> Result<Verdict, Error> {
-        // One nonce per call, not per try: the same call may repeat its claim, another call may not.
-        self.accepts.call((offer.clone(), Uuid::new_v4().to_string())).await
-    }
-
-    pub(super) async fn end_job(&self, ending: &Ending) -> Result<bool, Error> {
-        let ending = ending.clone();
-        let rows = self.link.rows(move || {
-            sqlx::query(END)
-                .bind(ending.result.job_id.to_string())
-                .bind(ending.state.as_str())
-                .bind(ending.result.event_id.clone())
-                .bind(ending.result.subject.clone())
-                .bind(ending.result.event.to_vec())
-                .bind(ending.body.as_deref().map(<[u8]>::to_vec))
-                .bind(ending.error.as_ref().map(|error| without_nul(error).to_string()))
-        });
-        Ok(rows.await?.first().is_some_and(|row| row.try_get(0).unwrap_or(false)))
-    }
-
-    pub(super) async fn release_thread(&self, claim: &Claim) -> Result<(), Error> {
-        let (released, owner) = (claim.clone(), self.owner.clone());
-        let rows = self.link.rows(move || {
-            sqlx::query(RELEASE).bind(released.thread_id.as_str()).bind(released.epoch.0).bind(&*owner)
-        });
-        let ours = rows.await?.first().is_some_and(|row| row.try_get(0).unwrap_or(false));
-        if ours { Ok(()) } else { Err(fenced(claim)) }
-    }
-
-    pub(super) async fn refund_epoch(&self, claim: &Claim) -> Result<(), Error> {
-        let claim = claim.clone();
-        let statement = move || sqlx::query(REFUND).bind(claim.job_id.as_str()).bind(claim.epoch.0);
-        self.link.rows(statement).await.map(drop)
-    }
-
-    pub(super) async fn renew_leases(&self, claims: &[(ThreadId, Epoch)]) -> Result<Vec<Renewed>, Error> {
-        let (claims, owner, lease) = (claims.to_vec(), self.owner.clone(), millis(self.claimant.lease));
-        let rows = self.link.rows(move || {
-            let threads: Vec<&str> = claims.iter().map(|(thread, _)| thread.as_str()).collect();
-            let epochs: Vec<i64> = claims.iter().map(|(_, epoch)| epoch.0).collect();
-            sqlx::query(RENEW).bind(threads).bind(epochs).bind(&*owner).bind(lease)
-        });
-        let corrupt = |reason: String| Error::Corrupt { thread_id: String::new(), what: "request", reason };
-        let renewed = |row: &PgRow| {
-            let unread = |error: sqlx::Error| corrupt(error.to_string());
-            let thread_id = ThreadId::parse(row.try_get(0).map_err(unread)?);
-            Ok(Renewed {
-                thread_id: thread_id.map_err(|error| corrupt(error.to_string()))?,
-                epoch: Epoch(row.try_get(1).map_err(unread)?),
-                cancel: cancel(row.try_get(2).map_err(unread)?),
-            })
-        };
-        rows.await?.iter().map(renewed).collect()
-    }
-
-    pub(super) async fn full_result(&self, job_id: &JobId) -> Result<Option<Bytes>, Error> {
-        let job_id = job_id.clone();
-        let rows = self.link.rows(move || sqlx::query(RESULT).bind(job_id.as_str())).await?;
-        let body = rows.first().map(|row| row.try_get::<Option<Vec<u8>>, _>(0)).transpose();
-        let body = body.map_err(|error| Error::Refused(error.to_string()))?;
-        Ok(body.flatten().map(Bytes::from))
-    }
 }
 
 fn fenced(claim: &Claim) -> Error {

@@ -2,18 +2,19 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use serde_json::Value as Json;
 use sqlx::{Row, postgres::PgRow};
 
 use super::{
+    PostgresStore,
     jobs::stream_seq,
-    link::Link,
     statement::{millis, plain},
 };
 use crate::{
     ids::{JobId, ThreadId, UnixNanos},
-    store::{DeadLetter, Error, Letter, LetterFilter, Replayed, WholeLetter},
+    store::{DeadLetter, Error, Letter, LetterFilter, Letters, Replayed, WholeLetter},
 };
 
 /// What is known of the job goes with it: its row does not live as long.
@@ -63,64 +64,67 @@ const REPLAYED: &str = "WITH this AS ( \
 const DISCARD: &str = "UPDATE executor_dead_letter SET discarded_at = clock_timestamp() \
     WHERE id = ANY ($1) AND replayed_at IS NULL AND discarded_at IS NULL RETURNING id";
 
-pub(super) async fn bury(link: &Link, letter: &DeadLetter) -> Result<bool, Error> {
-    let seq = stream_seq(letter.stream_seq)?;
-    let letter = letter.clone();
-    let rows = link.rows(move || {
-        let headers: Vec<[String; 2]> =
-            letter.headers.iter().map(|(name, value)| [plain(name), plain(value)]).collect();
-        sqlx::query(BURY)
-            .bind(plain(&letter.stream))
-            .bind(seq)
-            .bind(plain(&letter.subject))
-            .bind(sqlx::types::Json(headers))
-            .bind(letter.payload.to_vec())
-            .bind(letter.job_id.as_ref().map(ToString::to_string))
-            .bind(letter.thread_id.as_ref().map(ToString::to_string))
-            .bind(letter.reason)
-            .bind(sqlx::types::Json(serde_json::json!({ "error": plain(&letter.error) })))
-            .bind(i64::try_from(letter.deliveries).unwrap_or(i64::MAX))
-    });
-    Ok(!rows.await?.is_empty())
-}
+#[async_trait]
+impl Letters for PostgresStore {
+    async fn bury(&self, letter: &DeadLetter) -> Result<bool, Error> {
+        let seq = stream_seq(letter.stream_seq)?;
+        let letter = letter.clone();
+        let rows = self.link.rows(move || {
+            let headers: Vec<[String; 2]> =
+                letter.headers.iter().map(|(name, value)| [plain(name), plain(value)]).collect();
+            sqlx::query(BURY)
+                .bind(plain(&letter.stream))
+                .bind(seq)
+                .bind(plain(&letter.subject))
+                .bind(sqlx::types::Json(headers))
+                .bind(letter.payload.to_vec())
+                .bind(letter.job_id.as_ref().map(ToString::to_string))
+                .bind(letter.thread_id.as_ref().map(ToString::to_string))
+                .bind(letter.reason)
+                .bind(sqlx::types::Json(serde_json::json!({ "error": plain(&letter.error) })))
+                .bind(i64::try_from(letter.deliveries).unwrap_or(i64::MAX))
+        });
+        Ok(!rows.await?.is_empty())
+    }
 
-pub(super) async fn letters(link: &Link, filter: &LetterFilter, limit: u32) -> Result<Vec<Letter>, Error> {
-    let filter = filter.clone();
-    let rows = link.rows(move || {
-        sqlx::query(LETTERS)
-            .bind(filter.reason.as_deref().map(plain))
-            .bind(filter.job_id.as_ref().map(ToString::to_string))
-            .bind(filter.thread_id.as_ref().map(ToString::to_string))
-            .bind(filter.newer_than.map(millis))
-            .bind(filter.older_than.map(millis))
-            .bind(filter.below)
-            .bind(filter.dealt_with)
-            .bind(i64::from(limit))
-    });
-    rows.await?.iter().map(|row| listed(row).map_err(unread)).collect()
-}
+    async fn letters(&self, filter: &LetterFilter, limit: u32) -> Result<Vec<Letter>, Error> {
+        let filter = filter.clone();
+        let rows = self.link.rows(move || {
+            sqlx::query(LETTERS)
+                .bind(filter.reason.as_deref().map(plain))
+                .bind(filter.job_id.as_ref().map(ToString::to_string))
+                .bind(filter.thread_id.as_ref().map(ToString::to_string))
+                .bind(filter.newer_than.map(millis))
+                .bind(filter.older_than.map(millis))
+                .bind(filter.below)
+                .bind(filter.dealt_with)
+                .bind(i64::from(limit))
+        });
+        rows.await?.iter().map(|row| listed(row).map_err(unread)).collect()
+    }
 
-pub(super) async fn letter(link: &Link, id: i64) -> Result<Option<WholeLetter>, Error> {
-    let rows = link.rows(move || sqlx::query(LETTER).bind(id)).await?;
-    rows.first().map(|row| whole(row).map_err(unread)).transpose()
-}
+    async fn letter(&self, id: i64) -> Result<Option<WholeLetter>, Error> {
+        let rows = self.link.rows(move || sqlx::query(LETTER).bind(id)).await?;
+        rows.first().map(|row| whole(row).map_err(unread)).transpose()
+    }
 
-pub(super) async fn mark_replayed(link: &Link, replayed: &Replayed) -> Result<bool, Error> {
-    let replayed = replayed.clone();
-    let rows = link.rows(move || {
-        sqlx::query(REPLAYED)
-            .bind(replayed.id)
-            .bind(i32::try_from(replayed.number).unwrap_or(i32::MAX))
-            .bind(replayed.msg_id.clone())
-            .bind(replayed.job_id.clone())
-    });
-    Ok(!rows.await?.is_empty())
-}
+    async fn mark_replayed(&self, replayed: &Replayed) -> Result<bool, Error> {
+        let replayed = replayed.clone();
+        let rows = self.link.rows(move || {
+            sqlx::query(REPLAYED)
+                .bind(replayed.id)
+                .bind(i32::try_from(replayed.number).unwrap_or(i32::MAX))
+                .bind(replayed.msg_id.clone())
+                .bind(replayed.job_id.clone())
+        });
+        Ok(!rows.await?.is_empty())
+    }
 
-pub(super) async fn discard(link: &Link, ids: &[i64]) -> Result<u64, Error> {
-    let ids = ids.to_vec();
-    let rows = link.rows(move || sqlx::query(DISCARD).bind(ids.clone())).await?;
-    Ok(u64::try_from(rows.len()).expect("a count fits 64 bits"))
+    async fn discard(&self, ids: &[i64]) -> Result<u64, Error> {
+        let ids = ids.to_vec();
+        let rows = self.link.rows(move || sqlx::query(DISCARD).bind(ids.clone())).await?;
+        Ok(u64::try_from(rows.len()).expect("a count fits 64 bits"))
+    }
 }
 
 fn unread(error: sqlx::Error) -> Error {

@@ -10,8 +10,8 @@ use sqlx::{Row, postgres::PgRow};
 
 use super::{
     Config, PostgresStore,
+    checkpoints::{blobs, writes},
     link::Link,
-    load::{blobs, writes},
 };
 use crate::{
     pregel::{ERROR, INTERRUPT, RESUME},

@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use async_trait::async_trait;
 use sqlx::{Row, postgres::PgRow};
 use uuid::Uuid;
 
 use super::{
-    jobs::Claimant,
-    link::Link,
+    PostgresStore,
     statement::{millis, plain},
 };
 use crate::{
     ids::{CheckpointId, Epoch, Namespace, ThreadId},
-    store::{Barred, Error, ExpiredThreads, Held, Leave, OldThreads, ThreadFilter, ThreadSize, ThreadView},
+    store::{
+        Barred, Error, ExpiredThreads, Held, Leave, OldThreads, ThreadFilter, ThreadSize, ThreadView, Threads,
+    },
 };
 
 /// Walks from one thread to the next along the primary key: a thread may have thousands of checkpoints.
@@ -84,6 +86,136 @@ const COPY: &str = "SELECT verdict, job_id, checkpoints FROM executor_copy_threa
 const EXPIRE: &str =
     "SELECT last, looked, threads, checkpoints FROM executor_expire_threads($1, $2, $3, $4, $5)";
 
+#[async_trait]
+impl Threads for PostgresStore {
+    async fn threads(&self, filter: &ThreadFilter, limit: u32) -> Result<Vec<ThreadView>, Error> {
+        let filter = filter.clone();
+        let rows = self.link.rows(move || {
+            sqlx::query(THREADS)
+                .bind(plain(&filter.after))
+                .bind(plain(&filter.prefix))
+                .bind(i32::try_from(limit).unwrap_or(i32::MAX))
+                .bind(filter.id.as_ref().map(ToString::to_string))
+        });
+        let view = |row: &PgRow| {
+            Ok(ThreadView {
+                thread_id: get(row, 0)?,
+                checkpoints: count(row, 1)?,
+                nested: count(row, 2)?,
+                checkpoint_id: get(row, 3)?,
+                step: get::<Option<String>>(row, 4)?.and_then(|step| step.parse().ok()),
+                ts: get(row, 5)?,
+                job_id: get(row, 6)?,
+                definition: get(row, 7)?,
+                waits: get(row, 8)?,
+                owner: get(row, 9)?,
+                open_jobs: count(row, 10)?,
+            })
+        };
+        rows.await?.iter().map(view).collect()
+    }
+
+    async fn graphs(&self, thread_id: &ThreadId) -> Result<Vec<Namespace>, Error> {
+        let thread_id = thread_id.to_string();
+        let rows = self.link.rows(move || sqlx::query(GRAPHS).bind(thread_id.clone())).await?;
+        rows.iter().map(|row| get::<&str>(row, 0).map(Namespace::from_stored)).collect()
+    }
+
+    async fn checkpoint_ids(&self, thread_id: &ThreadId, ns: &Namespace) -> Result<Vec<CheckpointId>, Error> {
+        let (id, ns) = (thread_id.to_string(), ns.to_string());
+        let rows = self.link.rows(move || sqlx::query(IDS).bind(id.clone()).bind(ns.clone())).await?;
+        rows.iter().map(|row| CheckpointId::parse(get(row, 0)?).map_err(corrupt)).collect()
+    }
+
+    async fn sizes(&self, only: Option<&ThreadId>, limit: u32) -> Result<Vec<ThreadSize>, Error> {
+        let only = only.map(ToString::to_string);
+        let rows =
+            self.link.rows(move || sqlx::query(SIZES).bind(only.clone()).bind(i64::from(limit))).await?;
+        let size = |row: &PgRow| {
+            let (names, bytes): (Vec<String>, Vec<i64>) = (get(row, 2)?, get(row, 3)?);
+            let tables: BTreeMap<_, _> =
+                names.into_iter().zip(bytes.into_iter().map(i64::unsigned_abs)).collect();
+            Ok(ThreadSize { thread_id: get(row, 0)?, bytes: count(row, 1)?, tables })
+        };
+        rows.iter().map(size).collect()
+    }
+
+    async fn seize(&self, thread_id: &ThreadId) -> Result<Result<Held, Barred>, Error> {
+        let (id, owner, lease) =
+            (thread_id.to_string(), self.claimant.owner.clone(), millis(self.claimant.lease));
+        let nonce = Uuid::new_v4().to_string();
+        let rows = self.link.rows(move || {
+            sqlx::query(SEIZE).bind(id.clone()).bind(owner.clone()).bind(nonce.clone()).bind(lease)
+        });
+        let rows = rows.await?;
+        let row = first(&rows)?;
+        let verdict: &str = get(row, 0)?;
+        if verdict != "held" {
+            return barred(verdict, get(row, 1)?).map(Err);
+        }
+        let head: Option<&str> = get(row, 3)?;
+        let head = head.map(CheckpointId::parse).transpose().map_err(corrupt)?;
+        Ok(Ok(Held { thread_id: thread_id.clone(), epoch: Epoch(get(row, 2)?), head }))
+    }
+
+    async fn let_go(&self, held: &Held) -> Result<(), Error> {
+        let (id, epoch, owner) = (held.thread_id.to_string(), held.epoch.0, self.claimant.owner.clone());
+        self.link
+            .rows(move || sqlx::query(LET_GO).bind(id.clone()).bind(epoch).bind(owner.clone()))
+            .await
+            .map(drop)
+    }
+
+    async fn delete_thread(&self, thread_id: &ThreadId) -> Result<Result<u64, Barred>, Error> {
+        let id = thread_id.to_string();
+        done(&self.link.rows(move || sqlx::query(DELETE).bind(id.clone())).await?)
+    }
+
+    async fn copy_thread(
+        &self,
+        from: &ThreadId,
+        at: &CheckpointId,
+        to: &ThreadId,
+    ) -> Result<Result<u64, Barred>, Error> {
+        let (from, at, to) = (from.to_string(), at.to_string(), to.to_string());
+        done(
+            &self
+                .link
+                .rows(move || sqlx::query(COPY).bind(from.clone()).bind(at.clone()).bind(to.clone()))
+                .await?,
+        )
+    }
+
+    async fn expire_threads(
+        &self,
+        old: &OldThreads,
+        after: &str,
+        limit: u32,
+    ) -> Result<ExpiredThreads, Error> {
+        let old = *old;
+        let before = CheckpointId::next(None, old.before, 0, 0).to_string();
+        let after = plain(after);
+        let rows = self.link.rows(move || {
+            sqlx::query(EXPIRE)
+                .bind(before.clone())
+                .bind(old.leave == Leave::Latest)
+                .bind(old.waiting)
+                .bind(after.clone())
+                .bind(i32::try_from(limit).unwrap_or(i32::MAX))
+        });
+        let rows = rows.await?;
+        // Another process does it right now.
+        let Some(row) = rows.first() else { return Ok(ExpiredThreads::default()) };
+        let last: String = get(row, 0)?;
+        let more = count(row, 1)? == u64::from(limit);
+        Ok(ExpiredThreads {
+            after: more.then_some(last),
+            threads: count(row, 2)?,
+            checkpoints: count(row, 3)?,
+        })
+    }
+}
+
 fn corrupt(reason: impl ToString) -> Error {
     Error::Corrupt { thread_id: String::new(), what: "checkpoint", reason: reason.to_string() }
 }
@@ -97,65 +229,6 @@ fn get<'r, T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>>(
 
 fn count(row: &PgRow, column: usize) -> Result<u64, Error> {
     get::<i64>(row, column).map(i64::unsigned_abs)
-}
-
-pub(super) async fn list(link: &Link, filter: &ThreadFilter, limit: u32) -> Result<Vec<ThreadView>, Error> {
-    let filter = filter.clone();
-    let rows = link.rows(move || {
-        sqlx::query(THREADS)
-            .bind(plain(&filter.after))
-            .bind(plain(&filter.prefix))
-            .bind(i32::try_from(limit).unwrap_or(i32::MAX))
-            .bind(filter.id.as_ref().map(ToString::to_string))
-    });
-    let view = |row: &PgRow| {
-        Ok(ThreadView {
-            thread_id: get(row, 0)?,
-            checkpoints: count(row, 1)?,
-            nested: count(row, 2)?,
-            checkpoint_id: get(row, 3)?,
-            step: get::<Option<String>>(row, 4)?.and_then(|step| step.parse().ok()),
-            ts: get(row, 5)?,
-            job_id: get(row, 6)?,
-            definition: get(row, 7)?,
-            waits: get(row, 8)?,
-            owner: get(row, 9)?,
-            open_jobs: count(row, 10)?,
-        })
-    };
-    rows.await?.iter().map(view).collect()
-}
-
-pub(super) async fn graphs(link: &Link, thread_id: &ThreadId) -> Result<Vec<Namespace>, Error> {
-    let thread_id = thread_id.to_string();
-    let rows = link.rows(move || sqlx::query(GRAPHS).bind(thread_id.clone())).await?;
-    rows.iter().map(|row| get::<&str>(row, 0).map(Namespace::from_stored)).collect()
-}
-
-pub(super) async fn checkpoint_ids(
-    link: &Link,
-    thread_id: &ThreadId,
-    ns: &Namespace,
-) -> Result<Vec<CheckpointId>, Error> {
-    let (id, ns) = (thread_id.to_string(), ns.to_string());
-    let rows = link.rows(move || sqlx::query(IDS).bind(id.clone()).bind(ns.clone())).await?;
-    rows.iter().map(|row| CheckpointId::parse(get(row, 0)?).map_err(corrupt)).collect()
-}
-
-pub(super) async fn sizes(
-    link: &Link,
-    only: Option<&ThreadId>,
-    limit: u32,
-) -> Result<Vec<ThreadSize>, Error> {
-    let only = only.map(ToString::to_string);
-    let rows = link.rows(move || sqlx::query(SIZES).bind(only.clone()).bind(i64::from(limit))).await?;
-    let size = |row: &PgRow| {
-        let (names, bytes): (Vec<String>, Vec<i64>) = (get(row, 2)?, get(row, 3)?);
-        let tables: BTreeMap<_, _> =
-            names.into_iter().zip(bytes.into_iter().map(i64::unsigned_abs)).collect();
-        Ok(ThreadSize { thread_id: get(row, 0)?, bytes: count(row, 1)?, tables })
-    };
-    rows.iter().map(size).collect()
 }
 
 /// Why the database did not do it.
@@ -173,76 +246,10 @@ fn first(rows: &[PgRow]) -> Result<&PgRow, Error> {
     rows.first().ok_or_else(|| corrupt("no answer"))
 }
 
-pub(super) async fn seize(
-    link: &Link,
-    claimant: &Claimant,
-    thread_id: &ThreadId,
-) -> Result<Result<Held, Barred>, Error> {
-    let (id, owner, lease) = (thread_id.to_string(), claimant.owner.clone(), millis(claimant.lease));
-    let nonce = Uuid::new_v4().to_string();
-    let rows = link.rows(move || {
-        sqlx::query(SEIZE).bind(id.clone()).bind(owner.clone()).bind(nonce.clone()).bind(lease)
-    });
-    let rows = rows.await?;
-    let row = first(&rows)?;
-    let verdict: &str = get(row, 0)?;
-    if verdict != "held" {
-        return barred(verdict, get(row, 1)?).map(Err);
-    }
-    let head: Option<&str> = get(row, 3)?;
-    let head = head.map(CheckpointId::parse).transpose().map_err(corrupt)?;
-    Ok(Ok(Held { thread_id: thread_id.clone(), epoch: Epoch(get(row, 2)?), head }))
-}
-
-pub(super) async fn let_go(link: &Link, claimant: &Claimant, held: &Held) -> Result<(), Error> {
-    let (id, epoch, owner) = (held.thread_id.to_string(), held.epoch.0, claimant.owner.clone());
-    link.rows(move || sqlx::query(LET_GO).bind(id.clone()).bind(epoch).bind(owner.clone())).await.map(drop)
-}
-
 fn done(rows: &[PgRow]) -> Result<Result<u64, Barred>, Error> {
     let row = first(rows)?;
     match get::<&str>(row, 0)? {
         "done" => count(row, 2).map(Ok),
         verdict => barred(verdict, get(row, 1)?).map(Err),
     }
-}
-
-pub(super) async fn delete(link: &Link, thread_id: &ThreadId) -> Result<Result<u64, Barred>, Error> {
-    let id = thread_id.to_string();
-    done(&link.rows(move || sqlx::query(DELETE).bind(id.clone())).await?)
-}
-
-pub(super) async fn copy(
-    link: &Link,
-    from: &ThreadId,
-    at: &CheckpointId,
-    to: &ThreadId,
-) -> Result<Result<u64, Barred>, Error> {
-    let (from, at, to) = (from.to_string(), at.to_string(), to.to_string());
-    done(&link.rows(move || sqlx::query(COPY).bind(from.clone()).bind(at.clone()).bind(to.clone())).await?)
-}
-
-pub(super) async fn expire(
-    link: &Link,
-    old: &OldThreads,
-    after: &str,
-    limit: u32,
-) -> Result<ExpiredThreads, Error> {
-    let old = *old;
-    let before = CheckpointId::next(None, old.before, 0, 0).to_string();
-    let after = plain(after);
-    let rows = link.rows(move || {
-        sqlx::query(EXPIRE)
-            .bind(before.clone())
-            .bind(old.leave == Leave::Latest)
-            .bind(old.waiting)
-            .bind(after.clone())
-            .bind(i32::try_from(limit).unwrap_or(i32::MAX))
-    });
-    let rows = rows.await?;
-    // Another process does it right now.
-    let Some(row) = rows.first() else { return Ok(ExpiredThreads::default()) };
-    let last: String = get(row, 0)?;
-    let more = count(row, 1)? == u64::from(limit);
-    Ok(ExpiredThreads { after: more.then_some(last), threads: count(row, 2)?, checkpoints: count(row, 3)? })
 }

@@ -1,9 +1,13 @@
 //! Checkpoints, writes and the ledger of effects: stored under the fence, read from one moment.
 
+use std::time::Duration;
+
+use async_trait::async_trait;
 use serde_json::Value as Json;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
+    SqliteStore,
     claims::{Claimant, fenced},
     failure::Failure,
     rows::{self, stored_time},
@@ -12,7 +16,7 @@ use crate::{
     graph::Effect,
     ids::{CheckpointId, Epoch, JobId, Namespace, TaskId, ThreadId},
     store::{
-        Commit, EffectRow, EffectState, Error, StoredEffect,
+        Checkpoints, Commit, EffectRow, EffectState, Error, Saved, StoredEffect,
         langgraph::{Rows, StoredBlob, StoredRow, StoredWrite},
     },
 };
@@ -61,6 +65,70 @@ const UNDO: [&str; 3] = [
     "DELETE FROM checkpoints WHERE thread_id = ?1 AND json_extract(metadata, '$.job_id') = ?2",
     "UPDATE executor_thread SET head = (SELECT base_head FROM executor_job WHERE job_id = ?2) WHERE thread_id = ?1",
 ];
+
+#[async_trait]
+impl Checkpoints for SqliteStore {
+    async fn load(
+        &self,
+        thread_id: &ThreadId,
+        ns: &Namespace,
+        id: Option<&CheckpointId>,
+    ) -> Result<Option<Saved>, Error> {
+        Ok(self.saved(thread_id, ns, (id, 1)).await?.pop())
+    }
+
+    async fn commit(&self, commit: Commit) -> Result<(), Error> {
+        let rows = Rows::encode(&commit, self.config.max_state_bytes)?;
+        // The lease counts from when the commit is done, which may be after a wait.
+        let (clock, by) = (self.clock.clone(), self.claimant());
+        self.link
+            .insist(move |db| {
+                Box::pin(async move {
+                    let by = Claimant { now: clock.now(), ..by };
+                    self::commit(db, &commit, &rows, &by).await
+                })
+            })
+            .await
+    }
+
+    fn lease(&self) -> Duration {
+        self.config.lease
+    }
+
+    async fn effects(
+        &self,
+        thread_id: &ThreadId,
+        ns: &Namespace,
+        task_id: &TaskId,
+    ) -> Result<Vec<EffectRow>, Error> {
+        let (thread, ns, task) = (thread_id.clone(), ns.clone(), task_id.clone());
+        let rows = self
+            .link
+            .read(move |db| Box::pin(async move { effects(db, (&thread, &ns), &task).await }))
+            .await?;
+        rows.into_iter().map(|row| row.into_row(thread_id)).collect()
+    }
+
+    async fn history(&self, thread_id: &ThreadId, ns: &Namespace, limit: u32) -> Result<Vec<Saved>, Error> {
+        self.saved(thread_id, ns, (None, limit)).await
+    }
+}
+
+impl SqliteStore {
+    async fn saved(
+        &self,
+        thread_id: &ThreadId,
+        ns: &Namespace,
+        (id, limit): (Option<&CheckpointId>, u32),
+    ) -> Result<Vec<Saved>, Error> {
+        let (thread, space, id) = (thread_id.clone(), ns.clone(), id.cloned());
+        let rows = self
+            .link
+            .read(move |db| Box::pin(async move { load(db, (&thread, &space), id.as_ref(), limit).await }))
+            .await?;
+        rows.into_iter().map(|row| row.into_saved(thread_id).map(|(saved, _)| saved)).collect()
+    }
+}
 
 /// Stores all of a commit under its fence.
 pub(super) async fn commit(
@@ -169,7 +237,7 @@ pub(super) async fn undo(
 }
 
 /// The newest `limit` checkpoints of a graph, or the one called `id`.
-pub(super) async fn load(
+async fn load(
     db: &mut SqliteConnection,
     (thread_id, ns): (&ThreadId, &Namespace),
     id: Option<&CheckpointId>,
@@ -234,7 +302,7 @@ fn stored_write(row: &SqliteRow) -> Result<StoredWrite, Failure> {
 }
 
 /// The rows of a task in the ledger.
-pub(super) async fn effects(
+async fn effects(
     db: &mut SqliteConnection,
     (thread_id, ns): (&ThreadId, &Namespace),
     task_id: &TaskId,

@@ -2,16 +2,18 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use async_trait::async_trait;
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
+    SqliteStore,
     claims::{self, Claimant},
     failure::Failure,
     rows::{self, stored_seq, time},
 };
 use crate::{
     ids::{CheckpointId, JobId, ThreadId, UnixNanos},
-    store::{Error, Expired, FIRST, Found, Grace, JobView, Overview, Retention, Trail, Waiting},
+    store::{Error, Expired, FIRST, Found, Grace, Inspect, JobView, Overview, Retention, Trail, Waiting},
 };
 
 const LAST: &str = "SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ? AND checkpoint_ns = '' \
@@ -73,7 +75,45 @@ const OLD_WISHES: &str = "DELETE FROM executor_cancel WHERE job_id IN ( \
 const OLD_EFFECTS: &str = "DELETE FROM executor_effect WHERE rowid IN ( \
     SELECT rowid FROM executor_effect WHERE state <> 'unknown' AND updated_at < ?1 ORDER BY updated_at LIMIT ?2)";
 
-pub(super) async fn job(db: &mut SqliteConnection, job_id: &JobId) -> Result<Option<JobView>, Failure> {
+#[async_trait]
+impl Inspect for SqliteStore {
+    async fn job(&self, job_id: &JobId) -> Result<Option<JobView>, Error> {
+        let job_id = job_id.clone();
+        self.link.read(move |db| Box::pin(async move { job(db, &job_id).await })).await
+    }
+
+    async fn trail(&self, thread_id: &ThreadId, job_id: &JobId) -> Result<Trail, Error> {
+        let (thread_id, job_id) = (thread_id.clone(), job_id.clone());
+        self.link.read(move |db| Box::pin(async move { trail(db, &thread_id, &job_id).await })).await
+    }
+
+    async fn overview(&self, grace: &Grace) -> Result<Overview, Error> {
+        let (grace, by) = (*grace, self.claimant());
+        self.link.read(move |db| Box::pin(async move { overview(db, &grace, &by).await })).await
+    }
+
+    async fn waiting(&self, age: Duration, limit: u32) -> Result<Vec<Waiting>, Error> {
+        let by = self.claimant();
+        self.link.read(move |db| Box::pin(async move { waiting(db, age, limit, &by).await })).await
+    }
+
+    async fn copied(&self, job_id: &JobId, stream_seq: u64) -> Result<(), Error> {
+        let job_id = job_id.clone();
+        self.link.write(move |db| Box::pin(async move { copied(db, &job_id, stream_seq).await })).await
+    }
+
+    async fn free_dead(&self, grace: Duration, limit: u32) -> Result<Vec<ThreadId>, Error> {
+        let by = self.claimant();
+        self.link.write(move |db| Box::pin(async move { free_dead(db, grace, limit, &by).await })).await
+    }
+
+    async fn expire(&self, retention: &Retention, limit: u32) -> Result<Expired, Error> {
+        let (retention, by) = (*retention, self.claimant());
+        self.link.write(move |db| Box::pin(async move { expire(db, &retention, limit, &by).await })).await
+    }
+}
+
+async fn job(db: &mut SqliteConnection, job_id: &JobId) -> Result<Option<JobView>, Failure> {
     let Some(job) = rows::job(db, job_id).await? else { return Ok(None) };
     Ok(Some(JobView {
         thread_id: job.thread_id,
@@ -102,11 +142,7 @@ pub(super) async fn trail(
     Ok(Trail { last, newest: rows::newest(db, thread_id).await? })
 }
 
-pub(super) async fn overview(
-    db: &mut SqliteConnection,
-    grace: &Grace,
-    by: &Claimant,
-) -> Result<Overview, Failure> {
+async fn overview(db: &mut SqliteConnection, grace: &Grace, by: &Claimant) -> Result<Overview, Failure> {
     let found = sqlx::query(FOUND)
         .bind(by.before(grace.lease))
         .bind(by.before(grace.waiting))
@@ -156,7 +192,7 @@ fn kinds(rows: &[SqliteRow], now: UnixNanos) -> Result<BTreeMap<String, Found>, 
     Ok(kinds)
 }
 
-pub(super) async fn waiting(
+async fn waiting(
     db: &mut SqliteConnection,
     age: Duration,
     limit: u32,
@@ -177,11 +213,7 @@ pub(super) async fn waiting(
     Ok(waiting)
 }
 
-pub(super) async fn copied(
-    db: &mut SqliteConnection,
-    job_id: &JobId,
-    stream_seq: u64,
-) -> Result<(), Failure> {
+async fn copied(db: &mut SqliteConnection, job_id: &JobId, stream_seq: u64) -> Result<(), Failure> {
     sqlx::query("UPDATE executor_job SET copy_seq = ?2 WHERE job_id = ?1 AND finished_at IS NULL")
         .bind(job_id.as_str())
         .bind(stored_seq(stream_seq)?)
@@ -190,7 +222,7 @@ pub(super) async fn copied(
     Ok(())
 }
 
-pub(super) async fn free_dead(
+async fn free_dead(
     db: &mut SqliteConnection,
     grace: Duration,
     limit: u32,
@@ -207,7 +239,7 @@ pub(super) async fn free_dead(
     Ok(freed)
 }
 
-pub(super) async fn expire(
+async fn expire(
     db: &mut SqliteConnection,
     retention: &Retention,
     limit: u32,

@@ -1,19 +1,20 @@
 //! Jobs: offered, ended, published. The rules of `migrations/` of the Postgres store.
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use sqlx::SqliteConnection;
 
 use super::{
-    checkpoints,
-    claims::{Claimant, chained, claim_next, fenced, free, next_job, start},
+    SqliteStore, checkpoints,
+    claims::{self, Claimant, chained, claim_next, fenced, free, next_job, start},
     failure::Failure,
     rows::{self, Job, Thread, stored_seq, stored_time, text},
 };
 use crate::{
-    ids::JobId,
+    ids::{Epoch, JobId, ThreadId},
     store::{
-        Cancel, CancelKind, Claim, Ending, Error, Finish, NextJob, Offer, Record, StoredResult, Verdict,
-        langgraph::Rows,
+        Cancel, CancelKind, Claim, Ending, Error, Finish, Jobs, NextJob, Offer, Record, Renewed,
+        StoredResult, Verdict, langgraph::Rows,
     },
 };
 
@@ -38,6 +39,72 @@ const PUBLISHED: &str = "UPDATE executor_job SET published_at = ?2 WHERE job_id 
 const RESULT: &str =
     "SELECT coalesce(result_body, result) FROM executor_job WHERE job_id = ? AND finished_at IS NOT NULL";
 
+#[async_trait]
+impl Jobs for SqliteStore {
+    async fn accept(&self, offer: &Offer) -> Result<Verdict, Error> {
+        let (offer, by) = (offer.clone(), self.claimant());
+        self.link.write(move |db| Box::pin(async move { accept(db, &offer, &by).await })).await
+    }
+
+    async fn finish(&self, finish: Finish) -> Result<Option<Claim>, Error> {
+        let last = finish.last.as_ref().map(|last| Rows::encode(last, self.config.max_state_bytes));
+        let last = last.transpose()?.unwrap_or_default();
+        let (clock, by) = (self.clock.clone(), self.claimant());
+        self.link
+            .insist(move |db| {
+                Box::pin(async move {
+                    let by = Claimant { now: clock.now(), ..by };
+                    self::finish(db, &finish, &last, &by).await
+                })
+            })
+            .await
+    }
+
+    async fn end(&self, ending: &Ending) -> Result<bool, Error> {
+        let (ending, by) = (ending.clone(), self.claimant());
+        self.link.write(move |db| Box::pin(async move { end(db, &ending, &by).await })).await
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<(), Error> {
+        let (claim, by) = (claim.clone(), self.claimant());
+        self.link.write(move |db| Box::pin(async move { claims::release(db, &claim, &by).await })).await
+    }
+
+    async fn refund(&self, claim: &Claim) -> Result<(), Error> {
+        let claim = claim.clone();
+        self.link.write(move |db| Box::pin(async move { claims::refund(db, &claim).await })).await
+    }
+
+    async fn renew(&self, claims: &[(ThreadId, Epoch)]) -> Result<Vec<Renewed>, Error> {
+        if claims.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (claims, by) = (claims.to_vec(), self.claimant());
+        self.link.write(move |db| Box::pin(async move { claims::renew(db, &claims, &by).await })).await
+    }
+
+    async fn mark_published(&self, job_id: &JobId) -> Result<(), Error> {
+        let (job_id, by) = (job_id.clone(), self.claimant());
+        self.link.write(move |db| Box::pin(async move { mark_published(db, &job_id, &by).await })).await
+    }
+
+    async fn result(&self, job_id: &JobId) -> Result<Option<Bytes>, Error> {
+        let job_id = job_id.clone();
+        self.link.read(move |db| Box::pin(async move { result(db, &job_id).await })).await
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.link
+            .read(|db| {
+                Box::pin(async move {
+                    sqlx::query("SELECT 1").execute(db).await?;
+                    Ok(())
+                })
+            })
+            .await
+    }
+}
+
 /// Records a job that is new, or gives one that was recorded before its place in the stream.
 pub(super) async fn met(db: &mut SqliteConnection, record: &Record, by: &Claimant) -> Result<(), Failure> {
     rows::thread(db, &record.thread_id).await?;
@@ -54,11 +121,7 @@ pub(super) async fn met(db: &mut SqliteConnection, record: &Record, by: &Claiman
     Ok(())
 }
 
-pub(super) async fn accept(
-    db: &mut SqliteConnection,
-    offer: &Offer,
-    by: &Claimant,
-) -> Result<Verdict, Failure> {
+async fn accept(db: &mut SqliteConnection, offer: &Offer, by: &Claimant) -> Result<Verdict, Failure> {
     let record = Record {
         job_id: offer.job_id.clone(),
         thread_id: offer.thread_id.clone(),
@@ -147,7 +210,7 @@ pub(super) async fn cancel_job(
     Ok(())
 }
 
-pub(super) async fn finish(
+async fn finish(
     db: &mut SqliteConnection,
     finish: &Finish,
     last: &Rows,
@@ -197,7 +260,7 @@ pub(super) async fn finish(
     start(db, (thread_id, thread), next, by).await.map(Some)
 }
 
-pub(super) async fn end(db: &mut SqliteConnection, ending: &Ending, by: &Claimant) -> Result<bool, Failure> {
+async fn end(db: &mut SqliteConnection, ending: &Ending, by: &Claimant) -> Result<bool, Failure> {
     let job_id = &ending.result.job_id;
     let job = rows::job(db, job_id).await?;
     if job.is_none_or(|job| job.state != "queued") {
@@ -218,16 +281,12 @@ pub(super) async fn end(db: &mut SqliteConnection, ending: &Ending, by: &Claiman
     Ok(true)
 }
 
-pub(super) async fn mark_published(
-    db: &mut SqliteConnection,
-    job_id: &JobId,
-    by: &Claimant,
-) -> Result<(), Failure> {
+async fn mark_published(db: &mut SqliteConnection, job_id: &JobId, by: &Claimant) -> Result<(), Failure> {
     sqlx::query(PUBLISHED).bind(job_id.as_str()).bind(stored_time(by.now)).execute(db).await?;
     Ok(())
 }
 
-pub(super) async fn result(db: &mut SqliteConnection, job_id: &JobId) -> Result<Option<Bytes>, Failure> {
+async fn result(db: &mut SqliteConnection, job_id: &JobId) -> Result<Option<Bytes>, Failure> {
     let event: Option<Option<Vec<u8>>> =
         sqlx::query_scalar(RESULT).bind(job_id.as_str()).fetch_optional(db).await?;
     Ok(event.flatten().map(Bytes::from))

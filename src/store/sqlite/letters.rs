@@ -1,9 +1,11 @@
 //! Dead letters.
 
+use async_trait::async_trait;
 use serde_json::{Value as Json, json};
 use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
+    SqliteStore,
     claims::Claimant,
     failure::Failure,
     inspect,
@@ -11,7 +13,7 @@ use super::{
 };
 use crate::{
     ids::{JobId, ThreadId},
-    store::{DeadLetter, Letter, LetterFilter, Replayed, WholeLetter},
+    store::{DeadLetter, Error, Letter, LetterFilter, Letters, Replayed, WholeLetter},
 };
 
 const BURY: &str = "INSERT INTO executor_dead_letter (stream, stream_seq, subject, headers, payload, job_id, \
@@ -50,11 +52,34 @@ const OTHERS: &str = "UPDATE executor_dead_letter SET replayed_at = ?2, replay_m
 const DISCARD: &str = "UPDATE executor_dead_letter SET discarded_at = ?2 \
     WHERE id = ?1 AND replayed_at IS NULL AND discarded_at IS NULL";
 
-pub(super) async fn bury(
-    db: &mut SqliteConnection,
-    letter: &DeadLetter,
-    by: &Claimant,
-) -> Result<bool, Failure> {
+#[async_trait]
+impl Letters for SqliteStore {
+    async fn bury(&self, letter: &DeadLetter) -> Result<bool, Error> {
+        let (letter, by) = (letter.clone(), self.claimant());
+        self.link.write(move |db| Box::pin(async move { bury(db, &letter, &by).await })).await
+    }
+
+    async fn letters(&self, filter: &LetterFilter, limit: u32) -> Result<Vec<Letter>, Error> {
+        let (filter, by) = (filter.clone(), self.claimant());
+        self.link.read(move |db| Box::pin(async move { letters(db, &filter, limit, &by).await })).await
+    }
+
+    async fn letter(&self, id: i64) -> Result<Option<WholeLetter>, Error> {
+        self.link.read(move |db| Box::pin(async move { letter(db, id).await })).await
+    }
+
+    async fn mark_replayed(&self, replayed: &Replayed) -> Result<bool, Error> {
+        let (replayed, by) = (replayed.clone(), self.claimant());
+        self.link.write(move |db| Box::pin(async move { mark_replayed(db, &replayed, &by).await })).await
+    }
+
+    async fn discard(&self, ids: &[i64]) -> Result<u64, Error> {
+        let (ids, by) = (ids.to_vec(), self.claimant());
+        self.link.write(move |db| Box::pin(async move { discard(db, &ids, &by).await })).await
+    }
+}
+
+async fn bury(db: &mut SqliteConnection, letter: &DeadLetter, by: &Claimant) -> Result<bool, Failure> {
     let mut detail = json!({ "error": letter.error });
     // What is known of the job goes with it: its row does not live as long.
     if let Some(job_id) = &letter.job_id
@@ -84,7 +109,7 @@ pub(super) async fn bury(
     Ok(buried.rows_affected() > 0)
 }
 
-pub(super) async fn letters(
+async fn letters(
     db: &mut SqliteConnection,
     filter: &LetterFilter,
     limit: u32,
@@ -104,12 +129,12 @@ pub(super) async fn letters(
     rows.iter().map(listed).collect()
 }
 
-pub(super) async fn letter(db: &mut SqliteConnection, id: i64) -> Result<Option<WholeLetter>, Failure> {
+async fn letter(db: &mut SqliteConnection, id: i64) -> Result<Option<WholeLetter>, Failure> {
     let row = sqlx::query(LETTER).bind(id).fetch_optional(db).await?;
     row.as_ref().map(whole).transpose()
 }
 
-pub(super) async fn mark_replayed(
+async fn mark_replayed(
     db: &mut SqliteConnection,
     replayed: &Replayed,
     by: &Claimant,
@@ -135,7 +160,7 @@ pub(super) async fn mark_replayed(
     Ok(true)
 }
 
-pub(super) async fn discard(db: &mut SqliteConnection, ids: &[i64], by: &Claimant) -> Result<u64, Failure> {
+async fn discard(db: &mut SqliteConnection, ids: &[i64], by: &Claimant) -> Result<u64, Failure> {
     let mut discarded = 0;
     for id in ids {
         let done = sqlx::query(DISCARD).bind(id).bind(stored_time(by.now)).execute(&mut *db).await?;

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use async_trait::async_trait;
 use sqlx::{Row, SqliteConnection};
 
 use super::{
+    SqliteStore,
     claims::{Claimant, SUSPECT, UNHEARD, claim_next},
     failure::Failure,
     jobs::{self, cancel_job},
@@ -12,7 +14,7 @@ use super::{
 };
 use crate::{
     ids::{JobId, ThreadId},
-    store::{Cancel, Doomed, Known, Met, Record, StoredResult, Target, Verdict, Wished},
+    store::{Cancel, Doomed, Error, Known, Met, Record, StoredResult, Target, Upkeep, Verdict, Wished},
 };
 
 /// Open jobs whose thread nobody owns any more. A running one, or with ?2 a queued one that nobody has taken up since
@@ -49,17 +51,68 @@ const DUTY: &str = "INSERT INTO executor_duty (name, taken_at) VALUES (?1, ?2) \
 
 /// What a sweep looks for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sweep {
-    pub(super) limit: u32,
-    pub(super) queued: bool,
-    pub(super) lane: bool,
+struct Sweep {
+    limit: u32,
+    queued: bool,
+    lane: bool,
 }
 
-pub(super) async fn orphans(
-    db: &mut SqliteConnection,
-    sweep: Sweep,
-    by: &Claimant,
-) -> Result<Vec<ThreadId>, Failure> {
+#[async_trait]
+impl Upkeep for SqliteStore {
+    async fn orphans(&self, limit: u32, queued: bool, lane: bool) -> Result<Vec<ThreadId>, Error> {
+        let (sweep, by) = (Sweep { limit, queued, lane }, self.claimant());
+        self.link.read(move |db| Box::pin(async move { orphans(db, sweep, &by).await })).await
+    }
+
+    async fn adopt(&self, thread_id: &ThreadId, lane: bool) -> Result<Option<Verdict>, Error> {
+        let (thread_id, by) = (thread_id.clone(), self.claimant());
+        self.link.write(move |db| Box::pin(async move { adopt(db, &thread_id, lane, &by).await })).await
+    }
+
+    async fn doomed(&self, limit: u32) -> Result<Vec<Doomed>, Error> {
+        let by = self.claimant();
+        self.link.write(move |db| Box::pin(async move { doomed(db, limit, &by).await })).await
+    }
+
+    async fn unpublished(
+        &self,
+        age: Duration,
+        after: Option<&JobId>,
+        limit: u32,
+    ) -> Result<Vec<StoredResult>, Error> {
+        let (after, by) = (after.cloned(), self.claimant());
+        self.link
+            .read(move |db| Box::pin(async move { unpublished(db, (age, limit), after.as_ref(), &by).await }))
+            .await
+    }
+
+    async fn record(&self, record: &Record) -> Result<bool, Error> {
+        let (record, by) = (record.clone(), self.claimant());
+        self.link.write(move |db| Box::pin(async move { self::record(db, &record, &by).await })).await
+    }
+
+    async fn forget(&self, job_id: &JobId) -> Result<(), Error> {
+        let job_id = job_id.clone();
+        self.link.write(move |db| Box::pin(async move { forget(db, &job_id).await })).await
+    }
+
+    async fn known(&self, job_ids: &[JobId]) -> Result<Vec<Known>, Error> {
+        let job_ids = job_ids.to_vec();
+        self.link.read(move |db| Box::pin(async move { known(db, &job_ids).await })).await
+    }
+
+    async fn wish(&self, id: &str, target: Target, cancel: &Cancel) -> Result<Met, Error> {
+        let (id, cancel, by) = (id.to_owned(), cancel.clone(), self.claimant());
+        self.link.write(move |db| Box::pin(async move { wish(db, (&id, target), &cancel, &by).await })).await
+    }
+
+    async fn take_duty(&self, name: &'static str, every: Duration) -> Result<bool, Error> {
+        let by = self.claimant();
+        self.link.write(move |db| Box::pin(async move { take_duty(db, name, every, &by).await })).await
+    }
+}
+
+async fn orphans(db: &mut SqliteConnection, sweep: Sweep, by: &Claimant) -> Result<Vec<ThreadId>, Failure> {
     let rows = sqlx::query(ORPHANS)
         .bind(stored_time(by.now))
         .bind(sweep.queued)
@@ -77,7 +130,7 @@ pub(super) async fn orphans(
     Ok(threads)
 }
 
-pub(super) async fn adopt(
+async fn adopt(
     db: &mut SqliteConnection,
     thread_id: &ThreadId,
     lane: bool,
@@ -91,11 +144,7 @@ pub(super) async fn adopt(
     }
 }
 
-pub(super) async fn doomed(
-    db: &mut SqliteConnection,
-    limit: u32,
-    by: &Claimant,
-) -> Result<Vec<Doomed>, Failure> {
+async fn doomed(db: &mut SqliteConnection, limit: u32, by: &Claimant) -> Result<Vec<Doomed>, Failure> {
     sqlx::query(JOIN_WISHES).execute(&mut *db).await?;
     let found = sqlx::query(DOOMED).bind(stored_time(by.now)).bind(limit).fetch_all(&mut *db).await?;
     let mut doomed = Vec::with_capacity(found.len());
@@ -107,7 +156,7 @@ pub(super) async fn doomed(
     Ok(doomed)
 }
 
-pub(super) async fn unpublished(
+async fn unpublished(
     db: &mut SqliteConnection,
     (age, limit): (Duration, u32),
     after: Option<&JobId>,
@@ -127,11 +176,7 @@ pub(super) async fn unpublished(
     jobs::results(db, job_ids).await
 }
 
-pub(super) async fn record(
-    db: &mut SqliteConnection,
-    record: &Record,
-    by: &Claimant,
-) -> Result<bool, Failure> {
+async fn record(db: &mut SqliteConnection, record: &Record, by: &Claimant) -> Result<bool, Failure> {
     if rows::job(db, &record.job_id).await?.is_some() {
         return Ok(false);
     }
@@ -139,12 +184,12 @@ pub(super) async fn record(
     Ok(true)
 }
 
-pub(super) async fn forget(db: &mut SqliteConnection, job_id: &JobId) -> Result<(), Failure> {
+async fn forget(db: &mut SqliteConnection, job_id: &JobId) -> Result<(), Failure> {
     sqlx::query(FORGET).bind(job_id.as_str()).execute(db).await?;
     Ok(())
 }
 
-pub(super) async fn known(db: &mut SqliteConnection, job_ids: &[JobId]) -> Result<Vec<Known>, Failure> {
+async fn known(db: &mut SqliteConnection, job_ids: &[JobId]) -> Result<Vec<Known>, Failure> {
     let mut known = Vec::new();
     for job_id in job_ids {
         if let Some(job) = rows::job(db, job_id).await? {
@@ -155,7 +200,7 @@ pub(super) async fn known(db: &mut SqliteConnection, job_ids: &[JobId]) -> Resul
 }
 
 /// A job wins over a thread of the same name.
-pub(super) async fn wish(
+async fn wish(
     db: &mut SqliteConnection,
     (id, target): (&str, Target),
     cancel: &Cancel,
@@ -196,7 +241,7 @@ fn wished(job: Job) -> Wished {
     Wished { job_id: job.job_id, thread_id: job.thread_id, state: job.state }
 }
 
-pub(super) async fn take_duty(
+async fn take_duty(
     db: &mut SqliteConnection,
     name: &str,
     every: Duration,

@@ -1,9 +1,15 @@
 //! Stored definitions.
 
-use super::{Claimant, Tables};
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{
+    MemoryStore, count,
+    tables::{Claimant, Tables},
+};
 use crate::{
     ids::{JobId, UnixNanos},
-    store::{AgentFilter, AgentRef, AgentView, NewAgent, PutAgent},
+    store::{AgentFilter, AgentRef, AgentView, Agents, Error, NewAgent, PutAgent},
 };
 
 /// A stored definition.
@@ -12,8 +18,27 @@ pub(super) struct Kept {
     at: UnixNanos,
 }
 
+#[async_trait]
+impl Agents for MemoryStore {
+    async fn put_agent(&self, agent: &NewAgent) -> Result<PutAgent, Error> {
+        self.write(|tables| Ok(tables.put_agent(agent, &self.claimant())))
+    }
+
+    async fn agent(&self, agent: &AgentRef) -> Result<Option<(AgentView, Bytes)>, Error> {
+        Ok(self.tables()?.agent(agent))
+    }
+
+    async fn agents(&self, filter: &AgentFilter, limit: u32) -> Result<Vec<AgentView>, Error> {
+        Ok(self.tables()?.list_agents(filter, count(limit)))
+    }
+
+    async fn pin_agent(&self, job_id: &JobId, agent: &AgentRef) -> Result<Option<String>, Error> {
+        self.write(|tables| Ok(tables.pin_agent(job_id, agent)))
+    }
+}
+
 impl Tables {
-    pub(in crate::store::memory) fn put_agent(&mut self, agent: &NewAgent, by: &Claimant<'_>) -> PutAgent {
+    fn put_agent(&mut self, agent: &NewAgent, by: &Claimant<'_>) -> PutAgent {
         let same = |kept: &&Kept| kept.agent.name == agent.name && kept.agent.version == agent.version;
         match self.agents.iter().find(same) {
             Some(kept) if kept.agent.hash == agent.hash => PutAgent::Known,
@@ -38,7 +63,7 @@ impl Tables {
         }
     }
 
-    pub(in crate::store::memory) fn agent(&self, wanted: &AgentRef) -> Option<(AgentView, bytes::Bytes)> {
+    fn agent(&self, wanted: &AgentRef) -> Option<(AgentView, Bytes)> {
         let is_wanted = |kept: &&Kept| match wanted {
             AgentRef::Named { name, version } => {
                 kept.agent.name == *name
@@ -50,7 +75,7 @@ impl Tables {
         Some((self.view_of(kept), kept.agent.definition.clone()))
     }
 
-    pub(in crate::store::memory) fn list_agents(&self, filter: &AgentFilter, limit: usize) -> Vec<AgentView> {
+    fn list_agents(&self, filter: &AgentFilter, limit: usize) -> Vec<AgentView> {
         let newest_first = || self.agents.iter().rev();
         if let Some(name) = &filter.name {
             let versions = newest_first().filter(|kept| kept.agent.name == *name);
@@ -68,11 +93,7 @@ impl Tables {
         newest.into_iter().map(|kept| self.view_of(kept)).take(limit).collect()
     }
 
-    pub(in crate::store::memory) fn pin_agent(
-        &mut self,
-        job_id: &JobId,
-        wanted: &AgentRef,
-    ) -> Option<String> {
+    fn pin_agent(&mut self, job_id: &JobId, wanted: &AgentRef) -> Option<String> {
         let found = self.agent(wanted).map(|(view, _)| view.hash);
         match wanted {
             AgentRef::Hash(_) => found,

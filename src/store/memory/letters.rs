@@ -1,11 +1,15 @@
 //! Dead letters.
 
+use async_trait::async_trait;
 use serde_json::{Value as Json, json};
 
-use super::{Claimant, Tables};
+use super::{
+    MemoryStore, count,
+    tables::{Claimant, Tables},
+};
 use crate::{
     ids::UnixNanos,
-    store::{DeadLetter, Letter, LetterFilter, Replayed, WholeLetter},
+    store::{DeadLetter, Error, Letter, LetterFilter, Letters, Replayed, WholeLetter},
 };
 
 /// A letter and what became of it.
@@ -63,8 +67,31 @@ impl Kept {
     }
 }
 
+#[async_trait]
+impl Letters for MemoryStore {
+    async fn bury(&self, letter: &DeadLetter) -> Result<bool, Error> {
+        self.write(|tables| Ok(tables.bury(letter, &self.claimant())))
+    }
+
+    async fn letters(&self, filter: &LetterFilter, limit: u32) -> Result<Vec<Letter>, Error> {
+        Ok(self.tables()?.list_letters(filter, count(limit), &self.claimant()))
+    }
+
+    async fn letter(&self, id: i64) -> Result<Option<WholeLetter>, Error> {
+        Ok(self.tables()?.letter(id))
+    }
+
+    async fn mark_replayed(&self, replayed: &Replayed) -> Result<bool, Error> {
+        self.write(|tables| Ok(tables.mark_replayed(replayed, &self.claimant())))
+    }
+
+    async fn discard(&self, ids: &[i64]) -> Result<u64, Error> {
+        self.write(|tables| Ok(tables.discard(ids, &self.claimant())))
+    }
+}
+
 impl Tables {
-    pub(in crate::store::memory) fn bury(&mut self, letter: &DeadLetter, by: &Claimant<'_>) -> bool {
+    fn bury(&mut self, letter: &DeadLetter, by: &Claimant<'_>) -> bool {
         let place = (letter.stream.clone(), letter.stream_seq);
         if self.letters.contains_key(&place) {
             return false;
@@ -93,16 +120,11 @@ impl Tables {
     }
 
     /// All messages, in the order of stream and sequence.
-    pub(in crate::store::memory) fn letters(&self) -> Vec<DeadLetter> {
+    pub(super) fn letters(&self) -> Vec<DeadLetter> {
         self.letters.values().map(|kept| kept.message.clone()).collect()
     }
 
-    pub(in crate::store::memory) fn list_letters(
-        &self,
-        filter: &LetterFilter,
-        limit: usize,
-        by: &Claimant<'_>,
-    ) -> Vec<Letter> {
+    fn list_letters(&self, filter: &LetterFilter, limit: usize, by: &Claimant<'_>) -> Vec<Letter> {
         let matching = self.letters.values().filter(|kept| kept.matches(filter, by.now));
         let mut letters: Vec<Letter> = matching.map(Kept::listed).collect();
         letters.sort_by_key(|letter| std::cmp::Reverse(letter.id));
@@ -110,14 +132,14 @@ impl Tables {
         letters
     }
 
-    pub(in crate::store::memory) fn letter(&self, id: i64) -> Option<WholeLetter> {
+    fn letter(&self, id: i64) -> Option<WholeLetter> {
         let kept = self.letters.values().find(|kept| kept.id == id)?;
         let DeadLetter { stream, stream_seq, subject, headers, payload, .. } = kept.message.clone();
         let detail = kept.detail.clone();
         Some(WholeLetter { letter: kept.listed(), stream, stream_seq, subject, headers, payload, detail })
     }
 
-    pub(in crate::store::memory) fn mark_replayed(&mut self, replayed: &Replayed, by: &Claimant<'_>) -> bool {
+    fn mark_replayed(&mut self, replayed: &Replayed, by: &Claimant<'_>) -> bool {
         let this = self.letters.values_mut().find(|kept| kept.id == replayed.id);
         let Some(this) = this.filter(|kept| kept.replays + 1 == replayed.number) else { return false };
         this.replays = replayed.number;
@@ -132,7 +154,7 @@ impl Tables {
         true
     }
 
-    pub(in crate::store::memory) fn discard(&mut self, ids: &[i64], by: &Claimant<'_>) -> u64 {
+    fn discard(&mut self, ids: &[i64], by: &Claimant<'_>) -> u64 {
         let mut discarded = 0;
         for kept in self.letters.values_mut().filter(|kept| ids.contains(&kept.id) && kept.is_open()) {
             kept.discarded_at = Some(by.now);

@@ -1,20 +1,71 @@
 //! Jobs: offered, claimed, ended.
 
-use std::sync::Arc;
-
+use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{Claimant, End, Job, Tables, Thread, fenced};
+use super::{
+    MemoryStore,
+    claims::freed,
+    tables::{Claimant, End, Job, Tables, Thread, fenced},
+};
 use crate::{
     ids::{CheckpointId, Epoch, JobId, ThreadId, UnixNanos},
     store::{
-        Cancel, CancelKind, Claim, Ending, Error, Finish, NextJob, Offer, Record, Renewed, StoredResult,
-        Verdict, langgraph::Rows,
+        Cancel, CancelKind, Claim, Ending, Error, Finish, Jobs, MAX_STATE_BYTES, NextJob, Offer, Record,
+        Renewed, StoredResult, Verdict, langgraph::Rows,
     },
 };
 
-/// Charges from which on a job is a suspect.
-pub(super) const SUSPECT: usize = 2;
+#[async_trait]
+impl Jobs for MemoryStore {
+    async fn accept(&self, offer: &Offer) -> Result<Verdict, Error> {
+        self.write(|tables| Ok(tables.accept(offer, &self.claimant())))
+    }
+
+    async fn finish(&self, finish: Finish) -> Result<Option<Claim>, Error> {
+        let rows = finish
+            .last
+            .as_ref()
+            .map(|last| Rows::encode(last, MAX_STATE_BYTES))
+            .transpose()?
+            .unwrap_or_default();
+        self.write(|tables| tables.finish(&finish, &rows, &self.claimant()))
+    }
+
+    async fn end(&self, ending: &Ending) -> Result<bool, Error> {
+        self.write(|tables| Ok(tables.end(ending, &self.claimant())))
+    }
+
+    async fn release(&self, claim: &Claim) -> Result<(), Error> {
+        self.write(|tables| tables.release(claim, &self.claimant()))
+    }
+
+    async fn refund(&self, claim: &Claim) -> Result<(), Error> {
+        self.write(|tables| {
+            tables.refund(claim);
+            Ok(())
+        })
+    }
+
+    async fn renew(&self, claims: &[(ThreadId, Epoch)]) -> Result<Vec<Renewed>, Error> {
+        Ok(self.tables()?.renew(claims, &self.claimant()))
+    }
+
+    async fn mark_published(&self, job_id: &JobId) -> Result<(), Error> {
+        self.write(|tables| {
+            tables.mark_published(job_id);
+            Ok(())
+        })
+    }
+
+    async fn result(&self, job_id: &JobId) -> Result<Option<Bytes>, Error> {
+        Ok(self.tables()?.result(job_id))
+    }
+
+    async fn ping(&self) -> Result<(), Error> {
+        self.tables().map(drop)
+    }
+}
 
 impl Tables {
     /// Records a job that is new, or gives one that was recorded before its place in the stream.
@@ -43,7 +94,7 @@ impl Tables {
         self.jobs.insert(record.job_id.clone(), job);
     }
 
-    pub(in crate::store::memory) fn accept(&mut self, offer: &Offer, by: &Claimant<'_>) -> Verdict {
+    fn accept(&mut self, offer: &Offer, by: &Claimant<'_>) -> Verdict {
         let thread = self.thread(&offer.thread_id).clone();
         let record = Record {
             job_id: offer.job_id.clone(),
@@ -123,67 +174,7 @@ impl Tables {
         self.jobs.iter().filter(move |(_, job)| job.thread_id == *thread_id && job.end.is_none())
     }
 
-    /// Claims the next open job of a thread that is free: a started one first, then the order of the stream.
-    pub(super) fn claim_next(
-        &mut self,
-        thread_id: &ThreadId,
-        lane: bool,
-        by: &Claimant<'_>,
-    ) -> Option<Verdict> {
-        let next = self.open(thread_id).filter(|(_, job)| job.running || job.is_ready(by.now));
-        let job_id = next.min_by_key(|(_, job)| job.order()).map(|(id, _)| id.clone())?;
-        let head = self.newest(thread_id);
-        let thread = self.thread(thread_id).clone();
-        let job = self.jobs.get_mut(&job_id).expect("it was found above");
-        let mut charged = job.charged.clone();
-        if job.attempt > 0 && job.head_at_claim != head {
-            charged.clear();
-        } else if job.running
-            && thread.owner.as_ref().is_some_and(|owner| owner != by.owner)
-            && !charged.contains(&thread.epoch)
-        {
-            charged.push(thread.epoch);
-        }
-        let danger = if job.cancel.is_some() { 0 } else { charged.len() };
-        if danger >= SUSPECT && !lane {
-            return Some(Verdict::NeedLane);
-        }
-        job.charged = charged;
-        let owner = Some(by.owner.clone());
-        let thread = Thread { owner, chained_from: None, lease_until: by.lease_until(), head, ..thread };
-        let claim = self.start(thread_id, job_id, (thread, by.now));
-        Some(if danger >= by.config.max_crashes { Verdict::Poison(claim) } else { Verdict::Run(claim) })
-    }
-
-    /// Gives `thread` a new epoch and starts the job under it.
-    fn start(
-        &mut self,
-        thread_id: &ThreadId,
-        job_id: JobId,
-        (mut thread, now): (Thread, UnixNanos),
-    ) -> Claim {
-        self.last_epoch += 1;
-        thread.epoch = Epoch(self.last_epoch);
-        thread.job_id = Some(job_id.clone());
-        let job = self.jobs.get_mut(&job_id).expect("the caller found it");
-        if job.attempt == 0 {
-            job.base_head.clone_from(&thread.head);
-        }
-        job.running = true;
-        job.decided = true;
-        job.attempt += 1;
-        job.head_at_claim.clone_from(&thread.head);
-        let claim = claim(thread_id, (job_id, job), &thread, now);
-        self.threads.insert(thread_id.clone(), thread);
-        claim
-    }
-
-    pub(in crate::store::memory) fn finish(
-        &mut self,
-        finish: &Finish,
-        rows: &Rows,
-        by: &Claimant<'_>,
-    ) -> Result<Option<Claim>, Error> {
+    fn finish(&mut self, finish: &Finish, rows: &Rows, by: &Claimant<'_>) -> Result<Option<Claim>, Error> {
         let (thread_id, epoch) = (&finish.claim.thread_id, finish.claim.epoch);
         let thread = self.thread(thread_id).clone();
         let job = self.jobs.get(&finish.claim.job_id).ok_or_else(|| fenced(thread_id, epoch))?;
@@ -248,23 +239,7 @@ impl Tables {
         self.thread(thread_id).head = base;
     }
 
-    /// The claim that the finish of `epoch` handed on, as long as it stands.
-    fn chained(
-        &self,
-        thread_id: &ThreadId,
-        thread: &Thread,
-        by: &Claimant<'_>,
-        epoch: Epoch,
-    ) -> Option<Claim> {
-        if thread.owner.as_ref() != Some(by.owner) || thread.chained_from != Some(epoch) {
-            return None;
-        }
-        let job_id = thread.job_id.clone()?;
-        let job = self.jobs.get(&job_id)?;
-        Some(claim(thread_id, (job_id, job), thread, by.now))
-    }
-
-    pub(in crate::store::memory) fn end(&mut self, ending: &Ending, by: &Claimant<'_>) -> bool {
+    fn end(&mut self, ending: &Ending, by: &Claimant<'_>) -> bool {
         let Some(job) = self.jobs.get_mut(&ending.result.job_id) else { return false };
         if job.running || job.end.is_some() {
             return false;
@@ -281,51 +256,13 @@ impl Tables {
         true
     }
 
-    pub(in crate::store::memory) fn release(
-        &mut self,
-        claim: &Claim,
-        by: &Claimant<'_>,
-    ) -> Result<(), Error> {
-        let thread = self.thread(&claim.thread_id);
-        let ours = thread.owner.as_ref().is_none_or(|owner| owner == by.owner);
-        if thread.epoch != claim.epoch || !ours {
-            return Err(fenced(&claim.thread_id, claim.epoch));
-        }
-        *thread = freed(thread.clone());
-        Ok(())
-    }
-
-    pub(in crate::store::memory) fn refund(&mut self, claim: &Claim) {
-        if let Some(job) = self.jobs.get_mut(&claim.job_id) {
-            job.charged.retain(|epoch| *epoch != claim.epoch);
-        }
-    }
-
-    pub(in crate::store::memory) fn renew(
-        &mut self,
-        claims: &[(ThreadId, Epoch)],
-        by: &Claimant<'_>,
-    ) -> Vec<Renewed> {
-        let mut renewed = Vec::new();
-        for (thread_id, epoch) in claims {
-            let thread = self.thread(thread_id);
-            if thread.epoch == *epoch && thread.owner.as_ref() == Some(by.owner) {
-                thread.lease_until = by.lease_until();
-                let job_id = thread.job_id.clone();
-                let cancel = job_id.and_then(|id| self.jobs.get(&id)?.cancel.clone());
-                renewed.push(Renewed { thread_id: thread_id.clone(), epoch: *epoch, cancel });
-            }
-        }
-        renewed
-    }
-
-    pub(in crate::store::memory) fn mark_published(&mut self, job_id: &JobId) {
+    fn mark_published(&mut self, job_id: &JobId) {
         if let Some(end) = self.jobs.get_mut(job_id).and_then(|job| job.end.as_mut()) {
             end.published = true;
         }
     }
 
-    pub(in crate::store::memory) fn result(&self, job_id: &JobId) -> Option<Bytes> {
+    fn result(&self, job_id: &JobId) -> Option<Bytes> {
         let end = self.jobs.get(job_id)?.end.as_ref()?;
         Some(end.body.as_ref().unwrap_or(&end.result.event).clone())
     }
@@ -341,30 +278,15 @@ impl Tables {
 }
 
 impl Job {
+    pub(super) fn state(&self) -> &'static str {
+        match &self.end {
+            Some(end) => end.state.as_str(),
+            None if self.running => "running",
+            None => "queued",
+        }
+    }
+
     fn is_turned_away(&self) -> bool {
         self.cancel.as_ref().is_some_and(|cancel| cancel.kind == CancelKind::Reject)
     }
-
-    /// A started job first, then the order of the stream; one without a place comes last.
-    fn order(&self) -> (bool, u64, UnixNanos) {
-        (!self.running, self.stream_seq.unwrap_or(u64::MAX), self.accepted)
-    }
-}
-
-fn claim(thread_id: &ThreadId, (job_id, job): (JobId, &Job), thread: &Thread, now: UnixNanos) -> Claim {
-    Claim {
-        thread_id: thread_id.clone(),
-        epoch: thread.epoch,
-        job_id,
-        attempt: job.attempt,
-        head: thread.head.clone(),
-        request: job.request.clone(),
-        time_left: job.deadline.since(now),
-        cancel: job.cancel.clone(),
-        suspect: job.charged.len() >= SUSPECT,
-    }
-}
-
-pub(super) fn freed(thread: Thread) -> Thread {
-    Thread { owner: None::<Arc<str>>, chained_from: None, lease_until: UnixNanos(0), ..thread }
 }

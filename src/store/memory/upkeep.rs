@@ -2,38 +2,74 @@
 
 use std::time::Duration;
 
-use super::{Claimant, Job, Tables, jobs::SUSPECT};
+use async_trait::async_trait;
+
+use super::{
+    MemoryStore,
+    claims::{SUSPECT, UNHEARD},
+    count, lock,
+    tables::{Claimant, Job, Tables},
+};
 use crate::{
     ids::{JobId, ThreadId, UnixNanos},
-    store::{Cancel, Doomed, Known, Met, Record, StoredResult, Target, Verdict, Wished},
+    store::{Cancel, Doomed, Error, Known, Met, Record, StoredResult, Target, Upkeep, Verdict, Wished},
 };
 
-/// How long a message that is held or under way may take to make itself heard.
-const UNHEARD: Duration = Duration::from_secs(10);
-
-impl Job {
-    /// Whether a queued job may be taken up: one without a place waits a moment.
-    pub(super) fn is_ready(&self, now: UnixNanos) -> bool {
-        self.stream_seq.is_some() || now.since(self.accepted) > UNHEARD
+/// Looks count as no write, like renewals: how often they happen depends on time.
+#[async_trait]
+impl Upkeep for MemoryStore {
+    async fn orphans(&self, limit: u32, queued: bool, lane: bool) -> Result<Vec<ThreadId>, Error> {
+        Ok(self.tables()?.orphans(count(limit), queued, lane, &self.claimant()))
     }
 
-    pub(super) fn state(&self) -> &'static str {
-        match &self.end {
-            Some(end) => end.state.as_str(),
-            None if self.running => "running",
-            None => "queued",
+    async fn adopt(&self, thread_id: &ThreadId, lane: bool) -> Result<Option<Verdict>, Error> {
+        let adopted = self.write(|tables| Ok(tables.adopt(thread_id, lane, &self.claimant())));
+        let late = lock(&self.faults).late;
+        if let Some(late) = late {
+            tokio::time::sleep(late).await;
         }
+        adopted
+    }
+
+    async fn doomed(&self, limit: u32) -> Result<Vec<Doomed>, Error> {
+        Ok(self.tables()?.doomed(count(limit), &self.claimant()))
+    }
+
+    async fn unpublished(
+        &self,
+        age: Duration,
+        after: Option<&JobId>,
+        limit: u32,
+    ) -> Result<Vec<StoredResult>, Error> {
+        Ok(self.tables()?.unpublished(age, after, count(limit), &self.claimant()))
+    }
+
+    async fn record(&self, record: &Record) -> Result<bool, Error> {
+        self.write(|tables| Ok(tables.record(record, &self.claimant())))
+    }
+
+    async fn forget(&self, job_id: &JobId) -> Result<(), Error> {
+        self.write(|tables| {
+            tables.forget(job_id);
+            Ok(())
+        })
+    }
+
+    async fn known(&self, job_ids: &[JobId]) -> Result<Vec<Known>, Error> {
+        Ok(self.tables()?.known(job_ids))
+    }
+
+    async fn wish(&self, id: &str, target: Target, cancel: &Cancel) -> Result<Met, Error> {
+        self.write(|tables| Ok(tables.wish(id, target, cancel)))
+    }
+
+    async fn take_duty(&self, name: &'static str, every: Duration) -> Result<bool, Error> {
+        Ok(self.tables()?.take_duty(name, every, &self.claimant()))
     }
 }
 
 impl Tables {
-    pub(in crate::store::memory) fn orphans(
-        &self,
-        limit: usize,
-        queued: bool,
-        lane: bool,
-        by: &Claimant<'_>,
-    ) -> Vec<ThreadId> {
+    fn orphans(&self, limit: usize, queued: bool, lane: bool, by: &Claimant<'_>) -> Vec<ThreadId> {
         let is_free = |thread_id: &ThreadId| {
             self.threads.get(thread_id).is_none_or(|t| t.owner.is_none() || t.lease_until <= by.now)
         };
@@ -55,12 +91,7 @@ impl Tables {
         threads
     }
 
-    pub(in crate::store::memory) fn adopt(
-        &mut self,
-        thread_id: &ThreadId,
-        lane: bool,
-        by: &Claimant<'_>,
-    ) -> Option<Verdict> {
+    fn adopt(&mut self, thread_id: &ThreadId, lane: bool, by: &Claimant<'_>) -> Option<Verdict> {
         let thread = self.thread(thread_id);
         if thread.owner.is_some() && thread.lease_until > by.now {
             return None;
@@ -68,7 +99,7 @@ impl Tables {
         self.claim_next(thread_id, lane, by)
     }
 
-    pub(in crate::store::memory) fn doomed(&mut self, limit: usize, by: &Claimant<'_>) -> Vec<Doomed> {
+    fn doomed(&mut self, limit: usize, by: &Claimant<'_>) -> Vec<Doomed> {
         for (job_id, job) in &mut self.jobs {
             if job.end.is_none() && job.cancel.is_none() {
                 job.cancel = self.wishes.get(job_id).cloned();
@@ -85,7 +116,7 @@ impl Tables {
         doomed.take(limit).collect()
     }
 
-    pub(in crate::store::memory) fn unpublished(
+    fn unpublished(
         &self,
         age: Duration,
         after: Option<&JobId>,
@@ -103,7 +134,7 @@ impl Tables {
         behind.take(limit).collect()
     }
 
-    pub(in crate::store::memory) fn record(&mut self, record: &Record, by: &Claimant<'_>) -> bool {
+    fn record(&mut self, record: &Record, by: &Claimant<'_>) -> bool {
         let is_new = !self.jobs.contains_key(&record.job_id);
         if is_new {
             self.met(record, by);
@@ -111,13 +142,13 @@ impl Tables {
         is_new
     }
 
-    pub(in crate::store::memory) fn forget(&mut self, job_id: &JobId) {
+    fn forget(&mut self, job_id: &JobId) {
         self.jobs.retain(|id, job| {
             id != job_id || job.end.is_some() || job.stream_seq.is_some() || job.attempt > 0
         });
     }
 
-    pub(in crate::store::memory) fn known(&self, job_ids: &[JobId]) -> Vec<Known> {
+    fn known(&self, job_ids: &[JobId]) -> Vec<Known> {
         let known = |job_id: &JobId| {
             let published = self.jobs.get(job_id)?.end.as_ref().is_some_and(|end| end.published);
             Some(Known { job_id: job_id.clone(), published })
@@ -125,7 +156,7 @@ impl Tables {
         job_ids.iter().filter_map(known).collect()
     }
 
-    pub(in crate::store::memory) fn wish(&mut self, id: &str, target: Target, cancel: &Cancel) -> Met {
+    fn wish(&mut self, id: &str, target: Target, cancel: &Cancel) -> Met {
         let matches = |job_id: &JobId| target != Target::Thread && job_id.as_str() == id;
         if let Some((job_id, job)) = self.jobs.iter_mut().find(|(job_id, _)| matches(job_id)) {
             if job.end.is_none() && job.cancel.is_none() {
@@ -151,12 +182,7 @@ impl Tables {
         Met { jobs: Vec::new(), waits: true }
     }
 
-    pub(in crate::store::memory) fn take_duty(
-        &mut self,
-        name: &'static str,
-        every: Duration,
-        by: &Claimant<'_>,
-    ) -> bool {
+    fn take_duty(&mut self, name: &'static str, every: Duration, by: &Claimant<'_>) -> bool {
         let is_taken = self.duties.get(name).is_some_and(|taken| by.now.since(*taken) < every);
         if !is_taken {
             self.duties.insert(name, by.now);

@@ -2,11 +2,51 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::{Claimant, Job, Tables};
+use async_trait::async_trait;
+
+use super::{
+    MemoryStore, claims, count,
+    tables::{Claimant, Job, Tables},
+};
 use crate::{
     ids::{CheckpointId, JobId, Namespace, ThreadId, UnixNanos},
-    store::{Expired, FIRST, Found, Grace, JobView, Overview, Retention, Trail, Waiting},
+    store::{Error, Expired, FIRST, Found, Grace, Inspect, JobView, Overview, Retention, Trail, Waiting},
 };
+
+/// Removals count as no write: how often they happen depends on time.
+#[async_trait]
+impl Inspect for MemoryStore {
+    async fn job(&self, job_id: &JobId) -> Result<Option<JobView>, Error> {
+        Ok(self.tables()?.view(job_id))
+    }
+
+    async fn trail(&self, thread_id: &ThreadId, job_id: &JobId) -> Result<Trail, Error> {
+        Ok(self.tables()?.trail(thread_id, job_id))
+    }
+
+    async fn overview(&self, grace: &Grace) -> Result<Overview, Error> {
+        Ok(self.tables()?.overview(grace, &self.claimant()))
+    }
+
+    async fn waiting(&self, age: Duration, limit: u32) -> Result<Vec<Waiting>, Error> {
+        Ok(self.tables()?.waiting(age, count(limit), &self.claimant()))
+    }
+
+    async fn copied(&self, job_id: &JobId, stream_seq: u64) -> Result<(), Error> {
+        self.write(|tables| {
+            tables.copied(job_id, stream_seq);
+            Ok(())
+        })
+    }
+
+    async fn free_dead(&self, grace: Duration, limit: u32) -> Result<Vec<ThreadId>, Error> {
+        self.write(|tables| Ok(tables.free_dead(grace, count(limit), &self.claimant())))
+    }
+
+    async fn expire(&self, retention: &Retention, limit: u32) -> Result<Expired, Error> {
+        Ok(self.tables()?.expire(retention, count(limit), &self.claimant()))
+    }
+}
 
 /// Ids with the time since which they are so, oldest first.
 fn found(mut rows: Vec<(UnixNanos, String)>, now: UnixNanos) -> Found {
@@ -27,7 +67,7 @@ fn take_one(left: &mut usize, old: bool) -> bool {
 }
 
 impl Tables {
-    pub(in crate::store::memory) fn view(&self, job_id: &JobId) -> Option<JobView> {
+    pub(super) fn view(&self, job_id: &JobId) -> Option<JobView> {
         let job = self.jobs.get(job_id)?;
         Some(JobView {
             thread_id: job.thread_id.clone(),
@@ -41,7 +81,7 @@ impl Tables {
         })
     }
 
-    pub(in crate::store::memory) fn trail(&self, thread_id: &ThreadId, job_id: &JobId) -> Trail {
+    pub(super) fn trail(&self, thread_id: &ThreadId, job_id: &JobId) -> Trail {
         let rows = self.checkpoints.get(&(thread_id.clone(), Namespace::root()));
         let is_own = |metadata: &str| {
             let metadata: serde_json::Value = serde_json::from_str(metadata).unwrap_or_default();
@@ -60,7 +100,7 @@ impl Tables {
         self.jobs.iter().filter(move |(_, job)| job.end.is_none() && is_free(&job.thread_id))
     }
 
-    pub(in crate::store::memory) fn overview(&self, grace: &Grace, by: &Claimant<'_>) -> Overview {
+    fn overview(&self, grace: &Grace, by: &Claimant<'_>) -> Overview {
         let passed = |since: UnixNanos, limit: Duration| by.now.since(since) > limit;
         let owned = || self.threads.iter().filter(|(_, thread)| thread.owner.is_some());
         let is_dead = |since: UnixNanos| passed(since, grace.lease);
@@ -102,12 +142,7 @@ impl Tables {
         }
     }
 
-    pub(in crate::store::memory) fn waiting(
-        &self,
-        age: Duration,
-        limit: usize,
-        by: &Claimant<'_>,
-    ) -> Vec<Waiting> {
+    fn waiting(&self, age: Duration, limit: usize, by: &Claimant<'_>) -> Vec<Waiting> {
         let mut jobs: Vec<_> = self.unowned().filter(|(_, job)| by.now.since(job.accepted) > age).collect();
         jobs.sort_by_key(|(job_id, job)| (job.accepted, (*job_id).clone()));
         let waiting = |(job_id, job): (&JobId, &Job)| Waiting {
@@ -119,18 +154,13 @@ impl Tables {
         jobs.into_iter().map(waiting).take(limit).collect()
     }
 
-    pub(in crate::store::memory) fn copied(&mut self, job_id: &JobId, stream_seq: u64) {
+    fn copied(&mut self, job_id: &JobId, stream_seq: u64) {
         if let Some(job) = self.jobs.get_mut(job_id).filter(|job| job.end.is_none()) {
             job.copy_seq = Some(stream_seq);
         }
     }
 
-    pub(in crate::store::memory) fn free_dead(
-        &mut self,
-        grace: Duration,
-        limit: usize,
-        by: &Claimant<'_>,
-    ) -> Vec<ThreadId> {
+    fn free_dead(&mut self, grace: Duration, limit: usize, by: &Claimant<'_>) -> Vec<ThreadId> {
         let mut freed = Vec::new();
         for (thread_id, thread) in &mut self.threads {
             let dead = thread.owner.is_some() && by.now.since(thread.lease_until) > grace;
@@ -141,18 +171,13 @@ impl Tables {
             if let Some(job) = job.filter(|job| job.running && !job.charged.contains(&thread.epoch)) {
                 job.charged.push(thread.epoch);
             }
-            *thread = super::jobs::freed(thread.clone());
+            *thread = claims::freed(thread.clone());
             freed.push(thread_id.clone());
         }
         freed
     }
 
-    pub(in crate::store::memory) fn expire(
-        &mut self,
-        retention: &Retention,
-        limit: usize,
-        by: &Claimant<'_>,
-    ) -> Expired {
+    fn expire(&mut self, retention: &Retention, limit: usize, by: &Claimant<'_>) -> Expired {
         let is_old = |at: UnixNanos, age: Option<Duration>| age.is_some_and(|age| by.now.since(at) > age);
         let (jobs, letters) = (self.jobs.len(), self.letters.len());
         let mut left = limit;

@@ -1,14 +1,22 @@
-//! Reads checkpoints: one round trip each.
+//! Checkpoints: read in one round trip each, stored by the commit task.
 
+use std::time::Duration;
+
+use async_trait::async_trait;
 use sqlx::{Row, postgres::PgRow};
 
-use super::link::{Link, Statement};
+use super::{
+    PostgresStore,
+    commit::Entry,
+    effect,
+    link::{Link, Statement},
+};
 use crate::{
-    ids::{CheckpointId, Namespace, ThreadId},
+    ids::{CheckpointId, Namespace, TaskId, ThreadId},
     pregel::SENDS,
     store::{
-        Error, Saved,
-        langgraph::{self, Sends, StoredBlob, StoredRow, StoredWrite},
+        Checkpoints, Commit, EffectRow, Error, Saved,
+        langgraph::{self, Rows, Sends, StoredBlob, StoredRow, StoredWrite},
     },
 };
 
@@ -67,45 +75,61 @@ const PARENT_SENDS: &str = "SELECT type, blob FROM checkpoint_writes \
     WHERE thread_id = $1 AND checkpoint_ns = $2 AND checkpoint_id = $3 AND channel = $4 \
     ORDER BY task_path COLLATE \"C\", task_id COLLATE \"C\", idx";
 
-/// The checkpoint `id`, or the newest one.
-pub(super) async fn one(
-    link: &Link,
-    thread_id: &ThreadId,
-    ns: &Namespace,
-    id: Option<&CheckpointId>,
-) -> Result<Option<Saved>, Error> {
-    let (thread, space, wanted) = (thread_id.clone(), ns.clone(), id.cloned());
-    let rows = link
-        .rows(move || {
-            let statement = |sql| sqlx::query(sql).bind(thread.as_str()).bind(space.as_str());
-            match &wanted {
-                Some(id) => statement(ONE).bind(id.as_str()),
-                None => statement(NEWEST).bind(1_i64),
-            }
-        })
-        .await?;
-    match rows.first() {
-        Some(row) => saved(link, thread_id, ns, row).await.map(Some),
-        None => Ok(None),
+#[async_trait]
+impl Checkpoints for PostgresStore {
+    async fn load(
+        &self,
+        thread_id: &ThreadId,
+        ns: &Namespace,
+        id: Option<&CheckpointId>,
+    ) -> Result<Option<Saved>, Error> {
+        let (thread, space, wanted) = (thread_id.clone(), ns.clone(), id.cloned());
+        let rows = self
+            .link
+            .rows(move || {
+                let statement = |sql| sqlx::query(sql).bind(thread.as_str()).bind(space.as_str());
+                match &wanted {
+                    Some(id) => statement(ONE).bind(id.as_str()),
+                    None => statement(NEWEST).bind(1_i64),
+                }
+            })
+            .await?;
+        match rows.first() {
+            Some(row) => saved(&self.link, thread_id, ns, row).await.map(Some),
+            None => Ok(None),
+        }
     }
-}
 
-/// The newest `limit` checkpoints, newest first.
-pub(super) async fn many(
-    link: &Link,
-    thread_id: &ThreadId,
-    ns: &Namespace,
-    limit: u32,
-) -> Result<Vec<Saved>, Error> {
-    let (thread, space) = (thread_id.clone(), ns.clone());
-    let statement =
-        move || sqlx::query(NEWEST).bind(thread.as_str()).bind(space.as_str()).bind(i64::from(limit));
-    let rows = link.rows(statement).await?;
-    let mut all = Vec::with_capacity(rows.len());
-    for row in &rows {
-        all.push(saved(link, thread_id, ns, row).await?);
+    async fn commit(&self, commit: Commit) -> Result<(), Error> {
+        let rows = Rows::encode(&commit, self.max_state_bytes)?;
+        let (entry, answered) = Entry::new(commit, rows);
+        self.hand_in(entry, answered).await.map(drop)
     }
-    Ok(all)
+
+    fn lease(&self) -> Duration {
+        self.claimant.lease
+    }
+
+    async fn effects(
+        &self,
+        thread_id: &ThreadId,
+        ns: &Namespace,
+        task_id: &TaskId,
+    ) -> Result<Vec<EffectRow>, Error> {
+        effect::of_task(&self.link, thread_id, ns, task_id).await
+    }
+
+    async fn history(&self, thread_id: &ThreadId, ns: &Namespace, limit: u32) -> Result<Vec<Saved>, Error> {
+        let (thread, space) = (thread_id.clone(), ns.clone());
+        let statement =
+            move || sqlx::query(NEWEST).bind(thread.as_str()).bind(space.as_str()).bind(i64::from(limit));
+        let rows = self.link.rows(statement).await?;
+        let mut all = Vec::with_capacity(rows.len());
+        for row in &rows {
+            all.push(saved(&self.link, thread_id, ns, row).await?);
+        }
+        Ok(all)
+    }
 }
 
 async fn saved(link: &Link, thread_id: &ThreadId, ns: &Namespace, row: &PgRow) -> Result<Saved, Error> {

@@ -1,14 +1,16 @@
-//! Whole threads.
+//! Whole threads: what operators change of them, and the removal of old ones.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use serde_json::Value as Json;
-
-use super::{Claimant, Row, Tables, Thread, Typed, Written, jobs::freed};
+use super::{
+    claims::freed,
+    tables::{Claimant, Row, Tables, Thread, Typed, Written},
+    threads::{json, number},
+};
 use crate::{
     ids::{CheckpointId, Epoch, Namespace, TaskId, ThreadId},
-    pregel::{ERROR, INTERRUPT, SENDS},
-    store::{Barred, ExpiredThreads, Held, Leave, OldThreads, ThreadFilter, ThreadSize, ThreadView},
+    pregel::SENDS,
+    store::{Barred, ExpiredThreads, Held, Leave, OldThreads},
 };
 
 /// Whether jobs that have not started yet keep an operator away too.
@@ -18,127 +20,7 @@ enum Queued {
     Barring,
 }
 
-fn json(text: &str) -> Json {
-    serde_json::from_str(text).expect("it was written by the codec")
-}
-
-fn count(count: usize) -> u64 {
-    u64::try_from(count).expect("a count fits 64 bits")
-}
-
 impl Tables {
-    fn thread_ids(&self) -> BTreeSet<ThreadId> {
-        self.checkpoints.keys().map(|(thread_id, _)| thread_id.clone()).collect()
-    }
-
-    fn roots(&self, thread_id: &ThreadId) -> Option<&BTreeMap<CheckpointId, Row>> {
-        self.checkpoints.get(&(thread_id.clone(), Namespace::root()))
-    }
-
-    fn waits(&self, thread_id: &ThreadId, at: &CheckpointId) -> bool {
-        let graph = (thread_id.clone(), Namespace::root());
-        let writes = self.writes.get(&(graph, at.clone()));
-        let written =
-            |channel: &str| writes.into_iter().flatten().any(|(_, written)| &*written.channel == channel);
-        let row = self.roots(thread_id).and_then(|rows| rows.get(at));
-        let values = row.map(|row| json(&row.checkpoint)["channel_values"].clone()).unwrap_or_default();
-        let is_armed =
-            values.as_object().into_iter().flatten().any(|(channel, _)| channel.starts_with("branch:to:"));
-        written(INTERRUPT) || (is_armed || self.has_sends(thread_id, at)) && !written(ERROR)
-    }
-
-    /// Whether a root checkpoint is about to run sends. An empty list of them is one byte of msgpack.
-    fn has_sends(&self, thread_id: &ThreadId, at: &CheckpointId) -> bool {
-        let Some(row) = self.roots(thread_id).and_then(|rows| rows.get(at)) else { return false };
-        let versions = json(&row.checkpoint)["channel_versions"].take();
-        let Some(version) = versions[SENDS].as_str() else { return false };
-        let graph = (thread_id.clone(), Namespace::root());
-        self.blobs.get(&(graph, SENDS.into(), version.into())).is_some_and(|sends| sends.blob.len() > 1)
-    }
-
-    pub(in crate::store::memory) fn list_threads(
-        &self,
-        filter: &ThreadFilter,
-        limit: usize,
-        by: &Claimant<'_>,
-    ) -> Vec<ThreadView> {
-        let wanted = |id: &ThreadId| {
-            filter.id.as_ref().is_none_or(|only| only == id)
-                && id.as_str().starts_with(&filter.prefix)
-                && id.as_str() > filter.after.as_str()
-        };
-        let ids = self.thread_ids().into_iter().filter(wanted).take(limit);
-        ids.map(|thread_id| self.thread_view(&thread_id, by)).collect()
-    }
-
-    fn thread_view(&self, thread_id: &ThreadId, by: &Claimant<'_>) -> ThreadView {
-        let newest = self.roots(thread_id).and_then(BTreeMap::last_key_value);
-        let (checkpoint, metadata) =
-            newest.map(|(_, row)| (json(&row.checkpoint), json(&row.metadata))).unwrap_or_default();
-        let text = |json: &Json| json.as_str().map(str::to_owned);
-        let thread = self.threads.get(thread_id).filter(|thread| thread.lease_until > by.now);
-        let open = self.jobs.values().filter(|job| job.thread_id == *thread_id && job.end.is_none());
-        let nested = self.checkpoints.keys().filter(|(id, ns)| id == thread_id && !ns.is_root());
-        ThreadView {
-            thread_id: thread_id.to_string(),
-            checkpoints: count(self.roots(thread_id).map_or(0, BTreeMap::len)),
-            nested: count(nested.count()),
-            checkpoint_id: newest.map(|(id, _)| id.to_string()),
-            step: metadata["step"].as_i64(),
-            ts: text(&checkpoint["ts"]),
-            job_id: text(&metadata["job_id"]),
-            definition: text(&metadata["executor_definition"]),
-            waits: newest.is_some_and(|(id, _)| self.waits(thread_id, id)),
-            owner: thread.and_then(|thread| thread.owner.as_deref().map(str::to_owned)),
-            open_jobs: count(open.count()),
-        }
-    }
-
-    pub(in crate::store::memory) fn checkpoint_ids(
-        &self,
-        thread_id: &ThreadId,
-        ns: &Namespace,
-    ) -> Vec<CheckpointId> {
-        let rows = self.checkpoints.get(&(thread_id.clone(), ns.clone()));
-        rows.into_iter().flat_map(|rows| rows.keys().rev()).cloned().collect()
-    }
-
-    pub(in crate::store::memory) fn sizes(&self, only: Option<&ThreadId>, limit: usize) -> Vec<ThreadSize> {
-        let mut sizes: BTreeMap<String, BTreeMap<String, u64>> = BTreeMap::new();
-        let mut add = |thread_id: &ThreadId, table: &str, bytes: usize| {
-            if only.is_none_or(|only| only == thread_id) {
-                let tables = sizes.entry(thread_id.to_string()).or_default();
-                *tables.entry(table.to_owned()).or_default() += count(bytes);
-            }
-        };
-        for ((thread_id, _), rows) in &self.checkpoints {
-            let bytes = rows.values().map(|row| row.checkpoint.len() + row.metadata.len());
-            add(thread_id, "checkpoints", bytes.sum());
-        }
-        for (((thread_id, _), ..), typed) in &self.blobs {
-            add(thread_id, "checkpoint_blobs", typed.blob.len());
-        }
-        for (((thread_id, _), _), rows) in &self.writes {
-            add(thread_id, "checkpoint_writes", rows.values().map(|row| row.value.blob.len()).sum());
-        }
-        for (((thread_id, _), ..), effect) in &self.effects {
-            add(thread_id, "executor_effect", effect.answer.as_deref().map_or(0, <[u8]>::len));
-        }
-        for job in self.jobs.values() {
-            let result = job.end.as_ref().map_or(0, |end| end.result.event.len());
-            add(&job.thread_id, "executor_job", job.request.len() + result);
-        }
-        let size = |(thread_id, tables): (String, BTreeMap<String, u64>)| ThreadSize {
-            thread_id,
-            bytes: tables.values().sum(),
-            tables,
-        };
-        let mut sizes: Vec<_> = sizes.into_iter().map(size).collect();
-        sizes.sort_by_key(|size| std::cmp::Reverse(size.bytes));
-        sizes.truncate(limit);
-        sizes
-    }
-
     fn barred(&self, thread_id: &ThreadId, queued: Queued, by: &Claimant<'_>) -> Option<Barred> {
         let owned = self.threads.get(thread_id);
         if let Some(thread) = owned.filter(|t| t.owner.is_some() && t.lease_until > by.now) {
@@ -154,11 +36,7 @@ impl Tables {
         Epoch(self.last_epoch)
     }
 
-    pub(in crate::store::memory) fn seize(
-        &mut self,
-        thread_id: &ThreadId,
-        by: &Claimant<'_>,
-    ) -> Result<Held, Barred> {
+    pub(super) fn seize(&mut self, thread_id: &ThreadId, by: &Claimant<'_>) -> Result<Held, Barred> {
         if self.namespaces(thread_id).is_empty() {
             return Err(Barred::Unknown);
         }
@@ -178,7 +56,7 @@ impl Tables {
         Ok(Held { thread_id: thread_id.clone(), epoch, head })
     }
 
-    pub(in crate::store::memory) fn let_go(&mut self, held: &Held, by: &Claimant<'_>) {
+    pub(super) fn let_go(&mut self, held: &Held, by: &Claimant<'_>) {
         let thread = self.thread(&held.thread_id);
         if thread.epoch == held.epoch && thread.owner.as_ref() == Some(by.owner) {
             *thread = freed(thread.clone());
@@ -219,7 +97,7 @@ impl Tables {
             rows.retain(|_, row| is_parent && &*row.channel == SENDS);
             !rows.is_empty()
         });
-        count(removed)
+        number(removed)
     }
 
     fn wipe(&mut self, thread_id: &ThreadId) -> u64 {
@@ -232,11 +110,7 @@ impl Tables {
         removed
     }
 
-    pub(in crate::store::memory) fn delete_thread(
-        &mut self,
-        thread_id: &ThreadId,
-        by: &Claimant<'_>,
-    ) -> Result<u64, Barred> {
+    pub(super) fn delete_thread(&mut self, thread_id: &ThreadId, by: &Claimant<'_>) -> Result<u64, Barred> {
         if self.namespaces(thread_id).is_empty() {
             return Err(Barred::Unknown);
         }
@@ -246,7 +120,7 @@ impl Tables {
         }
     }
 
-    pub(in crate::store::memory) fn copy_thread(
+    pub(super) fn copy_thread(
         &mut self,
         from: &ThreadId,
         at: &CheckpointId,
@@ -281,7 +155,7 @@ impl Tables {
             }
         }
         self.copy_values(from, to, &copied);
-        let number = count(copied.len());
+        let number = number(copied.len());
         for (ns, id, row) in copied {
             self.checkpoints.entry((to.clone(), ns)).or_default().insert(id, row);
         }
@@ -326,7 +200,7 @@ impl Tables {
         self.effects.extend(effects);
     }
 
-    pub(in crate::store::memory) fn expire_threads(
+    pub(super) fn expire_threads(
         &mut self,
         old: &OldThreads,
         after: &str,
