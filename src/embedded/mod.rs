@@ -266,7 +266,7 @@ impl Session {
         let written = self.written(ended.job, &ended.report.outcome, &ended.totals(claim.attempt));
         // The process whose person asked for it runs it.
         let finish = ended.finish(claim, written, NextJob::Leave);
-        self.store.finish(finish).await.map(drop)
+        self.store.finish(&finish).await.map(drop)
     }
 
     /// Ends a job that has not been started; if somebody has started it meanwhile, it is left to them.

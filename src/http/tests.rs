@@ -245,7 +245,7 @@ async fn the_full_result_of_a_job_can_be_fetched_once_it_has_ended() {
         last: None,
         undo: false,
     };
-    house.store.finish(finish.clone()).await.expect("the claim stands");
+    house.store.finish(&finish).await.expect("the claim stands");
     assert_eq!(house.get("/jobs/j1/result").await, (StatusCode::OK, json!({"data": "all of it"})));
 }
 

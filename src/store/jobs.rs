@@ -215,7 +215,7 @@ pub trait Jobs: Send + Sync {
     /// hands the thread on. Repeating a finish whose answer was lost changes nothing and returns the same next claim.
     ///
     /// While the database is away this waits and tries again, as [`Checkpoints::commit`](super::Checkpoints) does.
-    async fn finish(&self, finish: Finish) -> Result<Option<Claim>, Error>;
+    async fn finish(&self, finish: &Finish) -> Result<Option<Claim>, Error>;
 
     /// Ends a job that was never started; `false` when it is no longer queued.
     async fn end(&self, ending: &Ending) -> Result<bool, Error>;

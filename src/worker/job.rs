@@ -293,7 +293,7 @@ async fn store_end(worker: &Arc<Worker>, owned: &Owned, ended: &mut Ended<'_>) -
     let next = if worker.orders.drain.is_cancelled() { NextJob::Leave } else { NextJob::Take };
     let finish = ended.finish(&owned.claim, written, next);
     let result = finish.result.clone();
-    let answered = until_answered(worker, || worker.ports.store.finish(finish.clone())).await;
+    let answered = until_answered(worker, || worker.ports.store.finish(&finish)).await;
     if let Err(Error::Store(store::Error::Fenced { .. })) = &answered {
         // Whoever took the thread charged the job for our death; we live.
         handback::refund(worker, &owned.claim).await;

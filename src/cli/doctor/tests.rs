@@ -46,7 +46,7 @@ async fn published(store: &MemoryStore, claim: Claim) {
     };
     let (state, next) = (JobState::Succeeded, NextJob::Leave);
     let end = Finish { claim, state, result, body: None, error: None, next, last: None, undo: false };
-    store.finish(end).await.expect("the twin answers");
+    store.finish(&end).await.expect("the twin answers");
     store.mark_published(&job_id).await.expect("the twin answers");
 }
 

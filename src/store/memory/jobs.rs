@@ -22,14 +22,14 @@ impl Jobs for MemoryStore {
         self.write(|tables| Ok(tables.accept(offer, &self.claimant())))
     }
 
-    async fn finish(&self, finish: Finish) -> Result<Option<Claim>, Error> {
+    async fn finish(&self, finish: &Finish) -> Result<Option<Claim>, Error> {
         let rows = finish
             .last
             .as_ref()
             .map(|last| Rows::encode(last, MAX_STATE_BYTES))
             .transpose()?
             .unwrap_or_default();
-        self.write(|tables| tables.finish(&finish, &rows, &self.claimant()))
+        self.write(|tables| tables.finish(finish, &rows, &self.claimant()))
     }
 
     async fn end(&self, ending: &Ending) -> Result<bool, Error> {

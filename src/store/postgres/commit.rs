@@ -79,13 +79,22 @@ impl Entry {
         (Self { thread_id, epoch, advance, rows, end: None, since: Instant::now(), answer }, answered)
     }
 
-    /// The end of a job, with `rows` of its last commit.
-    pub(super) fn ending(finish: Finish, rows: Rows) -> (Self, oneshot::Receiver<Answer>) {
+    /// The end of a job, with `rows` of its last commit: what that holds is in them and not copied once more.
+    pub(super) fn ending(finish: &Finish, rows: Rows) -> (Self, oneshot::Receiver<Answer>) {
         let Finish { claim, state, result, body, error, next, last, undo } = finish;
-        let commit = last.unwrap_or_else(|| Commit::empty(claim.thread_id.clone(), claim.epoch));
-        let (entry, answered) = Self::new(commit, rows);
-        let end = Box::new(End { claim, state, result, body, error, next, undo });
-        (Self { end: Some(end), ..entry }, answered)
+        let advance = last.as_ref().and_then(|last| last.advance.clone());
+        let fenced = Commit { advance, ..Commit::empty(claim.thread_id.clone(), claim.epoch) };
+        let (entry, answered) = Self::new(fenced, rows);
+        let end = End {
+            claim: claim.clone(),
+            state: *state,
+            result: result.clone(),
+            body: body.clone(),
+            error: error.clone(),
+            next: *next,
+            undo: *undo,
+        };
+        (Self { end: Some(Box::new(end)), ..entry }, answered)
     }
 
     pub(super) fn thread_id(&self) -> &ThreadId {

@@ -52,7 +52,7 @@ impl Jobs for PostgresStore {
         self.accepts.call((offer.clone(), Uuid::new_v4().to_string())).await
     }
 
-    async fn finish(&self, finish: Finish) -> Result<Option<Claim>, Error> {
+    async fn finish(&self, finish: &Finish) -> Result<Option<Claim>, Error> {
         let rows = finish
             .last
             .as_ref()

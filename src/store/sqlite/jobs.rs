@@ -46,10 +46,10 @@ impl Jobs for SqliteStore {
         self.link.write(move |db| Box::pin(async move { accept(db, &offer, &by).await })).await
     }
 
-    async fn finish(&self, finish: Finish) -> Result<Option<Claim>, Error> {
+    async fn finish(&self, finish: &Finish) -> Result<Option<Claim>, Error> {
         let last = finish.last.as_ref().map(|last| Rows::encode(last, self.config.max_state_bytes));
         let last = last.transpose()?.unwrap_or_default();
-        let (clock, by) = (self.clock.clone(), self.claimant());
+        let (finish, clock, by) = (finish.clone(), self.clock.clone(), self.claimant());
         self.link
             .insist(move |db| {
                 Box::pin(async move {

@@ -225,7 +225,7 @@ impl<'a> Walk<'a> {
             finish.last = Some(commit);
             (model, real)
         });
-        let real = self.stores[owner.process].finish(finish).await;
+        let real = self.stores[owner.process].finish(&finish).await;
         let mut model = self.model.clone();
         let has_ended = model.rows[job].end.is_some_and(|end| end.epoch == epoch);
         let last = last.filter(|_| !has_ended);

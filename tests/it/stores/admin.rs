@@ -88,7 +88,7 @@ async fn a_letter_keeps_its_message_and_what_its_job_was(db: &dyn Fixture) {
     let id = bury(&*store, 1, "poison", Some("j")).await;
     let error = serde_json::json!({"type": "POISON"});
     let end = Finish { state: JobState::Dead, error: Some(error.clone()), ..ended(&claim, NextJob::Take) };
-    store.finish(end).await.expect("finished");
+    store.finish(&end).await.expect("finished");
 
     let whole = store.letter(id).await.expect("answered").expect("it is there");
     assert_eq!((whole.stream.as_str(), whole.stream_seq), ("AGENT_EXECUTION", 1));
@@ -170,7 +170,7 @@ async fn the_overview_names_what_is_wrong(db: &dyn Fixture) {
     let released = claimed(&*dead, "released", "t2", 2).await;
     dead.release(&released).await.expect("released");
     let ended_job = claimed(&*dead, "ended", "t3", 3).await;
-    dead.finish(ended(&ended_job, NextJob::Take)).await.expect("finished");
+    dead.finish(&ended(&ended_job, NextJob::Take)).await.expect("finished");
     bury(&*dead, 1, "not_json", None).await;
     let healthy = look().await;
     assert_eq!((healthy.jobs_running, healthy.jobs_queued, healthy.threads_owned), (2, 0, 1));
@@ -238,14 +238,14 @@ async fn only_threads_of_the_dead_are_freed_and_their_jobs_are_charged(db: &dyn 
     let next = claimed(&*living, "j1", "t1", 1).await;
     assert_eq!((next.attempt, crashes().await), (2, 1));
     living.renew(&[(thread("t2"), kept.epoch)]).await.expect("answered");
-    living.finish(ended(&kept, NextJob::Leave)).await.expect("the living have lost nothing");
+    living.finish(&ended(&kept, NextJob::Leave)).await.expect("the living have lost nothing");
 }
 
 async fn what_is_old_is_removed_in_batches_and_nothing_else(db: &dyn Fixture) {
     let store = db.process("a").await;
     for (id, seq) in [("j1", 1), ("j2", 2), ("j3", 3), ("unpublished", 4)] {
         let claim = claimed(&*store, id, id, seq).await;
-        store.finish(ended(&claim, NextJob::Take)).await.expect("finished");
+        store.finish(&ended(&claim, NextJob::Take)).await.expect("finished");
         if id != "unpublished" {
             store.mark_published(&job(id)).await.expect("marked");
         }
@@ -256,7 +256,7 @@ async fn what_is_old_is_removed_in_batches_and_nothing_else(db: &dyn Fixture) {
     assert_eq!(store.expire(&week, 10).await.expect("answered"), Expired::default());
     db.let_pass(8 * DAY).await;
     let young = claimed(&*store, "young", "young", 6).await;
-    store.finish(ended(&young, NextJob::Take)).await.expect("finished");
+    store.finish(&ended(&young, NextJob::Take)).await.expect("finished");
     store.mark_published(&job("young")).await.expect("marked");
 
     let never = Retention { jobs: None, dead_letters: None };

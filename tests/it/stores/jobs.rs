@@ -60,7 +60,7 @@ async fn the_oldest_open_job_goes_first(db: &dyn Fixture) {
     for (id, seq) in [("j3", 3), ("j2", 2)] {
         assert!(matches!(store.accept(&offer(id, "t", seq)).await, Ok(Verdict::Parked { .. })));
     }
-    assert_eq!(store.finish(ended(&first, NextJob::Leave)).await.expect("finished"), None);
+    assert_eq!(store.finish(&ended(&first, NextJob::Leave)).await.expect("finished"), None);
     // The offer of the youngest is answered with the oldest.
     let claim = claimed(&*store, "j3", "t", 3).await;
     assert_eq!((claim.job_id.as_str(), &*claim.request), ("j2", &b"request of j2"[..]));
@@ -79,7 +79,7 @@ async fn a_finished_job_is_published_and_then_done(db: &dyn Fixture) {
     let store = db.process("a").await;
     let claim = claimed(&*store, "j1", "t", 1).await;
     let end = ended(&claim, NextJob::Take);
-    assert_eq!(store.finish(end.clone()).await.expect("finished"), None);
+    assert_eq!(store.finish(&end).await.expect("finished"), None);
     let verdict = store.accept(&offer("j1", "t", 1)).await.expect("accepted");
     let Verdict::DoneUnpublished { result, .. } = &verdict else { panic!("{verdict:?}") };
     assert_eq!(*result, end.result);
@@ -106,7 +106,7 @@ async fn a_job_that_kills_its_owners_is_poison(db: &dyn Fixture) {
     let Verdict::Poison(claim) = &verdict else { panic!("{verdict:?}") };
     assert_eq!(claim.attempt, 6);
     // The claim is a real one: the job can be ended under it.
-    store.finish(ended(claim, NextJob::Take)).await.expect("finished");
+    store.finish(&ended(claim, NextJob::Take)).await.expect("finished");
 }
 
 fn in_lane(id: &str) -> Offer {
@@ -169,7 +169,7 @@ async fn a_finish_hands_the_thread_to_the_next_job(db: &dyn Fixture) {
     for (id, seq) in [("j3", 3), ("j2", 2)] {
         assert!(matches!(other.accept(&offer(id, "t", seq)).await, Ok(Verdict::Parked { .. })));
     }
-    let second = owner.finish(ended(&first, NextJob::Take)).await.expect("finished").expect("j2 waits");
+    let second = owner.finish(&ended(&first, NextJob::Take)).await.expect("finished").expect("j2 waits");
     assert_eq!((second.job_id.as_str(), second.attempt, &*second.request), ("j2", 1, &b"request of j2"[..]));
     assert_eq!(second.head, Some(next.id.clone()));
     assert!(second.epoch > first.epoch);
@@ -177,9 +177,9 @@ async fn a_finish_hands_the_thread_to_the_next_job(db: &dyn Fixture) {
         owner.commit(step(&first, Some(&next.id), &checkpoint(Some(&next.id), 0, &[]))).await,
         first.epoch,
     );
-    let third = owner.finish(ended(&second, NextJob::Take)).await.expect("finished").expect("j3 waits");
+    let third = owner.finish(&ended(&second, NextJob::Take)).await.expect("finished").expect("j3 waits");
     assert_eq!(third.job_id.as_str(), "j3");
-    assert_eq!(owner.finish(ended(&third, NextJob::Take)).await.expect("finished"), None);
+    assert_eq!(owner.finish(&ended(&third, NextJob::Take)).await.expect("finished"), None);
     claimed(&*other, "j4", "t", 4).await;
 }
 
@@ -188,31 +188,27 @@ async fn a_repeated_finish_changes_nothing(db: &dyn Fixture) {
     let first = claimed(&*store, "j1", "t", 1).await;
     assert!(matches!(store.accept(&offer("j2", "t", 2)).await, Ok(Verdict::Parked { .. })));
     let end = ended(&first, NextJob::Take);
-    let next = store.finish(end.clone()).await.expect("finished");
+    let next = store.finish(&end).await.expect("finished");
     assert!(next.is_some());
     let mut other_bytes = end.clone();
     other_bytes.result.event = b"another result".as_slice().into();
-    let again = store.finish(other_bytes.clone()).await.expect("finished before");
+    let again = store.finish(&other_bytes).await.expect("finished before");
     let timeless = |claim: Option<Claim>| claim.map(|claim| Claim { time_left: Duration::ZERO, ..claim });
     assert_eq!(timeless(again), timeless(next.clone()));
     assert_eq!(store.result(&first.job_id).await.expect("readable"), Some(end.result.event.clone()));
     let second = next.expect("checked above");
-    store.finish(ended(&second, NextJob::Take)).await.expect("finished");
-    assert_eq!(
-        store.finish(end.clone()).await.expect("finished before"),
-        None,
-        "the handed-on claim has ended"
-    );
+    store.finish(&ended(&second, NextJob::Take)).await.expect("finished");
+    assert_eq!(store.finish(&end).await.expect("finished before"), None, "the handed-on claim has ended");
 }
 
 async fn a_repeated_finish_does_not_take_a_claim_made_by_an_offer(db: &dyn Fixture) {
     let store = db.process("a").await;
     let first = claimed(&*store, "j1", "t", 1).await;
     let end = ended(&first, NextJob::Take);
-    assert_eq!(store.finish(end.clone()).await.expect("finished"), None);
+    assert_eq!(store.finish(&end).await.expect("finished"), None);
     claimed(&*store, "j2", "t", 2).await;
     assert_eq!(
-        store.finish(end.clone()).await.expect("finished before"),
+        store.finish(&end).await.expect("finished before"),
         None,
         "j2 runs already, under its own claim"
     );
@@ -222,7 +218,7 @@ async fn a_finish_that_leaves_frees_the_thread(db: &dyn Fixture) {
     let (owner, other) = (db.process("a").await, db.process("b").await);
     let first = claimed(&*owner, "j1", "t", 1).await;
     assert!(matches!(owner.accept(&offer("j2", "t", 2)).await, Ok(Verdict::Parked { .. })));
-    assert_eq!(owner.finish(ended(&first, NextJob::Leave)).await.expect("finished"), None);
+    assert_eq!(owner.finish(&ended(&first, NextJob::Leave)).await.expect("finished"), None);
     assert_eq!(claimed(&*other, "j2", "t", 2).await.attempt, 1);
 }
 
@@ -231,8 +227,8 @@ async fn a_finish_stores_the_last_checkpoint_or_nothing(db: &dyn Fixture) {
     let claim = claimed(&*store, "j1", "t", 1).await;
     let first = checkpoint(None, 0, &["x"]);
     let finish = Finish { last: Some(step(&claim, None, &first)), ..ended(&claim, NextJob::Take) };
-    store.finish(finish.clone()).await.expect("finished");
-    assert_eq!(store.finish(finish).await.expect("finished before"), None);
+    store.finish(&finish).await.expect("finished");
+    assert_eq!(store.finish(&finish).await.expect("finished before"), None);
     let head = || async { store.load(&thread("t"), &Namespace::root(), None).await.expect("answered") };
     assert_eq!(head().await.map(|saved| saved.checkpoint.id), Some(first.id.clone()));
     assert!(matches!(store.accept(&offer("j1", "t", 1)).await, Ok(Verdict::DoneUnpublished { .. })));
@@ -242,7 +238,7 @@ async fn a_finish_stores_the_last_checkpoint_or_nothing(db: &dyn Fixture) {
     claimed(&*other, "j2", "t", 2).await;
     let next = checkpoint(Some(&first.id), 1, &["y"]);
     let late = Finish { last: Some(step(&stale, Some(&first.id), &next)), ..ended(&stale, NextJob::Take) };
-    is_fenced(store.finish(late).await, stale.epoch);
+    is_fenced(store.finish(&late).await, stale.epoch);
     assert_eq!(head().await.map(|saved| saved.checkpoint.id), Some(first.id));
 }
 
@@ -259,19 +255,19 @@ async fn a_stale_worker_cannot_write(db: &dyn Fixture) {
     is_fenced(stale.commit(step(&old, Some(&first.id), &next)).await, old.epoch);
     let late = writes(&old, &first.id, vec![write(1, "p", 0, "items", Value::Null)]);
     is_fenced(stale.commit(late).await, old.epoch);
-    is_fenced(stale.finish(ended(&old, NextJob::Take)).await, old.epoch);
+    is_fenced(stale.finish(&ended(&old, NextJob::Take)).await, old.epoch);
     is_fenced(stale.release(&old).await, old.epoch);
     assert_eq!(stale.renew(&[(old.thread_id.clone(), old.epoch)]).await.expect("answered"), vec![]);
     // Nor under the new epoch, which is another owner's.
     let mut forged = old.clone();
     forged.epoch = new.epoch;
     is_fenced(stale.commit(step(&forged, Some(&first.id), &next)).await, new.epoch);
-    is_fenced(stale.finish(ended(&forged, NextJob::Take)).await, new.epoch);
+    is_fenced(stale.finish(&ended(&forged, NextJob::Take)).await, new.epoch);
 
     let saved = fresh.load(&new.thread_id, &Namespace::root(), None).await.expect("readable").expect("there");
     assert_eq!((saved.checkpoint.id, saved.writes), (first.id.clone(), vec![]));
     fresh.commit(step(&new, Some(&first.id), &next)).await.expect("the owner can write");
-    fresh.finish(ended(&new, NextJob::Take)).await.expect("the owner can finish");
+    fresh.finish(&ended(&new, NextJob::Take)).await.expect("the owner can finish");
     is_fenced(fresh.commit(step(&new, Some(&next.id), &checkpoint(Some(&next.id), 1, &[]))).await, new.epoch);
 }
 
@@ -312,7 +308,7 @@ async fn the_full_result_can_be_read_back(db: &dyn Fixture) {
     end.state = JobState::Failed;
     end.body = Some(b"the whole event".as_slice().into());
     end.error = Some(serde_json::json!({"type": "ToolError", "message": "a NUL \0 in it"}));
-    store.finish(end.clone()).await.expect("finished");
+    store.finish(&end).await.expect("finished");
     assert_eq!(store.result(&claim.job_id).await.expect("readable"), end.body);
     assert_eq!(store.result(&job("unknown")).await.expect("readable"), None);
 }

@@ -98,7 +98,7 @@ async fn a_job_keeps_the_definition_it_was_given_first(db: &dyn Fixture) {
 
 /// Ends the claimed job, with its thread free.
 async fn end(store: &dyn Store, claim: &Claim) {
-    store.finish(ended(claim, NextJob::Leave)).await.expect("ended");
+    store.finish(&ended(claim, NextJob::Leave)).await.expect("ended");
     store.mark_published(&claim.job_id).await.expect("marked");
 }
 

@@ -388,7 +388,7 @@ async fn rows_that_cannot_be_read_spoil_neither_their_neighbours_nor_their_own_j
     let held: Vec<_> = claims.iter().map(|claim| (claim.thread_id.clone(), claim.epoch)).collect();
     assert_eq!(store.renew(&held).await.expect("all are read").len(), 6);
     for claim in &claims {
-        store.finish(ended(claim, NextJob::Leave)).await.expect("ends under its claim");
+        store.finish(&ended(claim, NextJob::Leave)).await.expect("ends under its claim");
     }
     assert_eq!(db.sql("select count(*) from executor_job where finished_at is not null").await, "6");
 }
@@ -427,7 +427,7 @@ async fn large_requests_and_results_do_not_travel_under_locks() {
     let mut end = ended(&claim, NextJob::Take);
     end.result.event = vec![b'e'; 100_000].into();
     let event = end.result.event.clone();
-    let next = first.finish(end).await.expect("ended").expect("the next job");
+    let next = first.finish(&end).await.expect("ended").expect("the next job");
     assert_eq!((&next.job_id, &next.request), (&two.job_id, &two.request));
     let verdict = second.accept(&one).await.expect("answered");
     let Verdict::DoneUnpublished { result, .. } = &verdict else { panic!("it has ended: {verdict:?}") };
@@ -474,8 +474,8 @@ async fn a_locked_thread_holds_up_nobody_else() {
         {
             result.expect("stored");
         }
-        let end = store.finish(ended(&claims[1], NextJob::Leave));
-        tokio::time::timeout(soon, end).await.expect("not held up").expect("ended");
+        let end = ended(&claims[1], NextJob::Leave);
+        tokio::time::timeout(soon, store.finish(&end)).await.expect("not held up").expect("ended");
         let (new, other) = (offer("j8", "t0", 8), offer("j9", "t9", 9));
         let accepts = futures::future::join(store.accept(&new), store.accept(&other));
         let (new, other) = tokio::time::timeout(soon, accepts).await.expect("not held up");

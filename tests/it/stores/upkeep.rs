@@ -69,7 +69,7 @@ async fn a_job_that_does_not_want_to_wait_is_rejected(db: &dyn Fixture) {
         assert_eq!((cancel.kind, cancel.by.as_str()), (CancelKind::Reject, "j1"));
     }
     // It stays rejected when the thread is free by then.
-    store.finish(ended(&first, NextJob::Leave)).await.expect("finished");
+    store.finish(&ended(&first, NextJob::Leave)).await.expect("finished");
     assert!(matches!(store.accept(&with("reject", "j2", 2)).await, Ok(Verdict::Rejected(_))));
     assert!(store.end(&ending("j2")).await.expect("answered"));
     assert!(matches!(store.accept(&with("reject", "j2", 2)).await, Ok(Verdict::DoneUnpublished { .. })));
@@ -86,10 +86,10 @@ async fn a_job_that_interrupts_cancels_those_before_it(db: &dyn Fixture) {
     // It says so once: a job that comes later is not its business.
     assert!(matches!(store.accept(&offer("j4", "t", 4)).await, Ok(Verdict::Parked { .. })));
     assert!(matches!(store.accept(&with("interrupt", "j3", 3)).await, Ok(Verdict::Parked { .. })));
-    let second = store.finish(ended(&first, NextJob::Take)).await.expect("finished").expect("j2 waits");
+    let second = store.finish(&ended(&first, NextJob::Take)).await.expect("finished").expect("j2 waits");
     let by = second.cancel.as_ref().map(|cancel| (cancel.kind, cancel.by.as_str()));
     assert_eq!((second.job_id.as_str(), by), ("j2", Some((CancelKind::Interrupt, "j3"))));
-    let third = store.finish(ended(&second, NextJob::Take)).await.expect("finished").expect("j3 waits");
+    let third = store.finish(&ended(&second, NextJob::Take)).await.expect("finished").expect("j3 waits");
     assert_eq!((third.job_id.as_str(), third.cancel), ("j3", None));
 }
 
@@ -103,11 +103,11 @@ async fn a_job_decides_about_those_before_it_only(db: &dyn Fixture) {
     assert!(matches!(store.accept(&with("interrupt", "j2", 2)).await, Ok(Verdict::Parked { .. })));
     assert!(matches!(store.accept(&with("interrupt", "j3", 3)).await, Ok(Verdict::Parked { .. })));
     assert!(matches!(store.accept(&offer("j4", "t", 4)).await, Ok(Verdict::Parked { .. })));
-    let second = store.finish(ended(&first, NextJob::Take)).await.expect("finished").expect("j2 waits");
+    let second = store.finish(&ended(&first, NextJob::Take)).await.expect("finished").expect("j2 waits");
     assert_eq!(second.cancel.as_ref().map(|cancel| cancel.by.as_str()), Some("j3"));
-    let third = store.finish(ended(&second, NextJob::Take)).await.expect("finished").expect("j3 waits");
+    let third = store.finish(&ended(&second, NextJob::Take)).await.expect("finished").expect("j3 waits");
     assert_eq!((third.job_id.as_str(), &third.cancel), ("j3", &None));
-    let fourth = store.finish(ended(&third, NextJob::Take)).await.expect("finished").expect("j4 waits");
+    let fourth = store.finish(&ended(&third, NextJob::Take)).await.expect("finished").expect("j4 waits");
     assert_eq!((fourth.job_id.as_str(), &fourth.cancel), ("j4", &None));
 }
 
@@ -123,7 +123,7 @@ async fn of_two_that_do_not_want_to_wait_the_first_runs(db: &dyn Fixture) {
     };
     assert_eq!(cancel.by, first.job_id.as_str());
     // One that is turned away and has not ended yet holds nobody up.
-    store.finish(ended(&first, NextJob::Leave)).await.expect("finished");
+    store.finish(&ended(&first, NextJob::Leave)).await.expect("finished");
     let verdict = store.accept(&with("reject", "j3", 3)).await.expect("accepted");
     assert!(!matches!(verdict, Verdict::Rejected(_)), "{verdict:?}");
 }
@@ -145,7 +145,7 @@ async fn a_rollback_takes_back_what_its_job_did(db: &dyn Fixture) {
     let first = claimed(&*store, "j1", "t", 1).await;
     let base = checkpoint(None, 0, &["x"]);
     store.commit(step(&first, None, &base)).await.expect("stored");
-    store.finish(ended(&first, NextJob::Take)).await.expect("finished");
+    store.finish(&ended(&first, NextJob::Take)).await.expect("finished");
 
     // Checkpoints of the suite say that job "j" made them.
     let second = claimed(&*store, "j", "t2", 2).await;
@@ -159,7 +159,7 @@ async fn a_rollback_takes_back_what_its_job_did(db: &dyn Fixture) {
     ));
     assert_eq!(renewed_cancel(&*store, &second).await, Some(CancelKind::Rollback));
     let undo = Finish { undo: true, state: JobState::Cancelled, ..ended(&second, NextJob::Take) };
-    let next = store.finish(undo).await.expect("finished").expect("j3 waits");
+    let next = store.finish(&undo).await.expect("finished").expect("j3 waits");
     assert_eq!((next.job_id.as_str(), next.head), ("j3", None));
     let history = store.history(&thread("t2"), &Namespace::root(), 10).await.expect("answered");
     assert!(history.is_empty(), "{history:?}");
@@ -196,7 +196,7 @@ async fn a_wish_can_come_before_its_job(db: &dyn Fixture) {
 async fn a_wish_for_a_thread_meets_its_open_jobs(db: &dyn Fixture) {
     let store = db.process("a").await;
     let first = claimed(&*store, "j1", "t", 1).await;
-    store.finish(ended(&first, NextJob::Take)).await.expect("finished");
+    store.finish(&ended(&first, NextJob::Take)).await.expect("finished");
     let second = claimed(&*store, "j2", "t", 2).await;
     assert!(matches!(store.accept(&offer("j3", "t", 3)).await, Ok(Verdict::Parked { .. })));
     let wished = store.wish("t", Target::Either, &wish(CancelKind::Cancel)).await.expect("noted").jobs;
@@ -230,7 +230,7 @@ async fn a_queued_job_can_be_ended_without_running(db: &dyn Fixture) {
         panic!("it has ended")
     };
     assert_eq!(result, ending("j2").result);
-    assert_eq!(store.finish(ended(&first, NextJob::Take)).await.expect("finished"), None);
+    assert_eq!(store.finish(&ended(&first, NextJob::Take)).await.expect("finished"), None);
 }
 
 async fn threads_of_the_dead_are_found_and_adopted_once(db: &dyn Fixture) {
@@ -255,7 +255,7 @@ async fn queued_jobs_that_nobody_holds_are_found_after_a_while(db: &dyn Fixture)
     let store = db.process("a").await;
     let first = claimed(&*store, "j1", "t", 1).await;
     assert!(matches!(store.accept(&offer("j2", "t", 2)).await, Ok(Verdict::Parked { .. })));
-    store.finish(ended(&first, NextJob::Leave)).await.expect("finished");
+    store.finish(&ended(&first, NextJob::Leave)).await.expect("finished");
     assert_eq!(store.orphans(10, true, true).await.expect("answered"), []);
     db.let_pass(Duration::from_secs(11)).await;
     assert_eq!(store.orphans(10, false, true).await.expect("answered"), []);
@@ -292,7 +292,7 @@ async fn results_that_wait_are_found(db: &dyn Fixture) {
     let store = db.process("a").await;
     for (id, seq) in [("j1", 1), ("j2", 2)] {
         let claim = claimed(&*store, id, id, seq).await;
-        store.finish(ended(&claim, NextJob::Take)).await.expect("finished");
+        store.finish(&ended(&claim, NextJob::Take)).await.expect("finished");
     }
     let age = Duration::from_secs(5);
     assert_eq!(store.unpublished(age, None, 10).await.expect("answered"), []);
@@ -315,7 +315,7 @@ async fn jobs_are_known_by_their_results(db: &dyn Fixture) {
     let claim = claimed(&*store, "j1", "t", 1).await;
     let known = || async { store.known(&[job("j1"), job("never")]).await.expect("answered") };
     assert_eq!(known().await.iter().map(|job| job.published).collect::<Vec<_>>(), [false]);
-    store.finish(ended(&claim, NextJob::Take)).await.expect("finished");
+    store.finish(&ended(&claim, NextJob::Take)).await.expect("finished");
     store.mark_published(&claim.job_id).await.expect("marked");
     assert_eq!(known().await.iter().map(|job| job.published).collect::<Vec<_>>(), [true]);
 }
@@ -328,8 +328,8 @@ async fn recorded_jobs_keep_the_order_in_which_they_came(db: &dyn Fixture) {
     }
     db.let_pass(Duration::from_secs(11)).await;
     let Ok(Some(Verdict::Run(first))) = store.adopt(&thread("t"), false).await else { panic!("it is free") };
-    let second = store.finish(ended(&first, NextJob::Take)).await.expect("finished").expect("two wait");
-    let third = store.finish(ended(&second, NextJob::Take)).await.expect("finished").expect("one waits");
+    let second = store.finish(&ended(&first, NextJob::Take)).await.expect("finished").expect("two wait");
+    let third = store.finish(&ended(&second, NextJob::Take)).await.expect("finished").expect("one waits");
     assert_eq!([first, second, third].map(|claim| claim.job_id.to_string()), ["j9", "j5", "j7"]);
 }
 
@@ -342,7 +342,7 @@ async fn a_running_job_is_not_turned_away_when_its_message_comes_late(db: &dyn F
     assert!(matches!(store.accept(&offer("j2", "t", 1)).await, Ok(Verdict::Parked { .. } | Verdict::Run(_))));
     let late = store.accept(&with("reject", "j1", 2)).await.expect("accepted");
     assert!(!matches!(late, Verdict::Rejected(_)), "{late:?}");
-    assert!(store.finish(ended(&claim, NextJob::Leave)).await.is_ok());
+    assert!(store.finish(&ended(&claim, NextJob::Leave)).await.is_ok());
 }
 
 async fn a_duty_is_taken_by_one_process_at_a_time(db: &dyn Fixture) {
