@@ -103,17 +103,9 @@ impl Session {
 
     /// Runs `job` after those that stand before it on its thread.
     pub async fn run(&self, job: &Job, brake: &Brake) -> Result<Done, Error> {
-        let offer = Offer {
-            job_id: job.job_id.clone(),
-            thread_id: job.thread_id.clone(),
-            // Jobs of a thread start in the order in which they were asked for.
-            stream_seq: self.ports.clock.now().0,
-            multitask_strategy: job.multitask_strategy.as_str(),
-            request: serde_json::to_vec(job).expect("a job that was read can be written").into(),
-            timeout: job.config.timeout().unwrap_or(NO_LIMIT),
-            running: None,
-            lane: true,
-        };
+        // Jobs of a thread start in the order in which they were asked for.
+        let place = self.ports.clock.now().0;
+        let offer = Offer { lane: true, ..Offer::of(job, place, NO_LIMIT) };
         let mut is_new = true;
         loop {
             let retry_in = match self.store.accept(&offer).await? {

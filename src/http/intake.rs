@@ -61,14 +61,7 @@ pub(super) async fn submit(State(doors): State<Doors>, request: Request) -> Resu
 /// Lets the database know the job before the broker has it: a message that a broker confirms and loses is run all the
 /// same. Whether this call made it known; best effort, because the broker's word is enough to accept a request.
 async fn record(doors: &Doors, job: &Job) -> bool {
-    let record = Record {
-        job_id: job.job_id.clone(),
-        thread_id: job.thread_id.clone(),
-        stream_seq: None,
-        multitask_strategy: job.multitask_strategy.as_str(),
-        request: serde_json::to_vec(job).expect("a job came from JSON").into(),
-        timeout: job.config.timeout().unwrap_or(doors.job_timeout),
-    };
+    let record = Record::of(job, None, doors.job_timeout);
     match timeout(RECORD_LIMIT, doors.records.record(&record)).await {
         Ok(Ok(is_new)) => is_new,
         Ok(Err(error)) => {

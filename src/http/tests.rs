@@ -250,17 +250,8 @@ async fn the_full_result_of_a_job_can_be_fetched_once_it_has_ended() {
 }
 
 async fn accept(store: &MemoryStore) -> Option<crate::store::Claim> {
-    let offer = Offer {
-        job_id: JobId::parse("j1").expect("an id"),
-        thread_id: ThreadId::parse("t1").expect("an id"),
-        stream_seq: 1,
-        multitask_strategy: "enqueue",
-        request: "{}".into(),
-        timeout: std::time::Duration::from_secs(60),
-        running: None,
-        lane: false,
-    };
-    match store.accept(&offer).await {
+    let job = job::Job::nameless(JobId::parse("j1").expect("an id"), ThreadId::parse("t1").expect("an id"));
+    match store.accept(&Offer::of(&job, 1, Duration::from_secs(60))).await {
         Ok(Verdict::Run(claim)) => Some(claim),
         _ => None,
     }

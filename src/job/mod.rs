@@ -201,6 +201,13 @@ impl MultitaskStrategy {
             Self::Rollback => "rollback",
         }
     }
+
+    /// The strategy that [`MultitaskStrategy::as_str`] writes as `text`.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Enqueue, Self::Reject, Self::Interrupt, Self::Rollback]
+            .into_iter()
+            .find(|strategy| strategy.as_str() == text)
+    }
 }
 
 /// A failure as readers of results and events see it.

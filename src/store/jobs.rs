@@ -6,8 +6,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Commit, Error};
-use crate::ids::{CheckpointId, Epoch, JobId, ThreadId};
+use super::{Commit, Error, Record};
+use crate::{
+    ids::{CheckpointId, Epoch, JobId, ThreadId},
+    job::Job,
+};
 
 /// A claim of a thread: the right to write to it until somebody claims it anew.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,23 +110,21 @@ pub struct StoredResult {
 /// A job as it is offered to the store.
 #[derive(Clone, Debug)]
 pub struct Offer {
-    /// The job.
-    pub job_id: JobId,
-    /// Its thread.
-    pub thread_id: ThreadId,
-    /// Where its message stands in the stream; jobs of a thread start in this order.
-    pub stream_seq: u64,
-    /// `enqueue`, `reject`, `interrupt` or `rollback`.
-    pub multitask_strategy: &'static str,
-    /// The request as it can be decoded again.
-    pub request: Bytes,
-    /// How long the job may take from now on.
-    pub timeout: Duration,
+    /// The job, with the place of its message in the stream; jobs of a thread start in this order.
+    pub record: Record,
     /// The claim of the thread that this process still runs: its lease stands even when it could not be
     /// renewed in time.
     pub running: Option<Epoch>,
     /// Whether this process holds its lane for suspects for this job.
     pub lane: bool,
+}
+
+impl Offer {
+    /// `job` from the message at `stream_seq`, for a process that does not run its thread; `timeout` is for a job that
+    /// does not name its own.
+    pub fn of(job: &Job, stream_seq: u64, timeout: Duration) -> Self {
+        Self { record: Record::of(job, Some(stream_seq), timeout), running: None, lane: false }
+    }
 }
 
 /// How a job ended, as the database keeps it.

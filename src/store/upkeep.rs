@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Cancel, Error, StoredResult, Verdict};
-use crate::ids::{JobId, ThreadId};
+use crate::{
+    ids::{JobId, ThreadId},
+    job::{Job, MultitaskStrategy},
+};
 
 /// A job to be known before anybody runs it.
 #[derive(Clone, Debug)]
@@ -17,12 +20,26 @@ pub struct Record {
     pub thread_id: ThreadId,
     /// Where its message stands in the stream; `None` before it is published.
     pub stream_seq: Option<u64>,
-    /// `enqueue`, `reject`, `interrupt` or `rollback`.
-    pub multitask_strategy: &'static str,
+    /// What it wants when its thread is busy.
+    pub multitask_strategy: MultitaskStrategy,
     /// The request as it can be decoded again.
     pub request: Bytes,
     /// How long the job may take from now on.
     pub timeout: Duration,
+}
+
+impl Record {
+    /// `job` as the store is told of it; `timeout` is for one that does not name its own.
+    pub fn of(job: &Job, stream_seq: Option<u64>, timeout: Duration) -> Self {
+        Self {
+            job_id: job.job_id.clone(),
+            thread_id: job.thread_id.clone(),
+            stream_seq,
+            multitask_strategy: job.multitask_strategy,
+            request: serde_json::to_vec(job).expect("a job came from JSON").into(),
+            timeout: job.config.timeout().unwrap_or(timeout),
+        }
+    }
 }
 
 /// A queued job that is not to run any more.

@@ -158,21 +158,6 @@ async fn bury(worker: &Worker, delivery: &Delivery, job: Option<&Job>, defect: D
     kept.err().unwrap_or(Error::DeadLetter { reason })
 }
 
-/// The job as the store is told of it.
-fn offer_of(worker: &Worker, delivery: &Delivery, job: &Job) -> Offer {
-    let request = serde_json::to_vec(job).expect("a job came from JSON");
-    Offer {
-        job_id: job.job_id.clone(),
-        thread_id: job.thread_id.clone(),
-        stream_seq: delivery.stream_seq,
-        multitask_strategy: job.multitask_strategy.as_str(),
-        request: request.into(),
-        timeout: job.config.timeout().unwrap_or(worker.config.job_timeout),
-        running: None,
-        lane: false,
-    }
-}
-
 /// Offers the job to the store until it has ended, wherever it runs; why it will never run, when that is how it ended.
 async fn offer(
     worker: &Arc<Worker>,
@@ -180,8 +165,8 @@ async fn offer(
     job: &Arc<Job>,
     (mut turn, mut slot): (Option<Turn>, Slot),
 ) -> Result<Option<Defect>, Error> {
-    let mut offer = offer_of(worker, delivery, job);
-    let at_hand = AtHand { job: job.clone(), request: offer.request.clone() };
+    let mut offer = Offer::of(job, delivery.stream_seq, worker.config.job_timeout);
+    let at_hand = AtHand { job: job.clone(), request: offer.record.request.clone() };
     let mut offered = Offered { worker, delivery, at_hand, lane: None, has_told: false };
     if let Some(turn) = &mut turn {
         turn.come().await;

@@ -259,15 +259,7 @@ impl Worker {
 
     /// Makes a job known to the store, with the place of its message in the stream if it has one; the sweep runs it.
     async fn record(&self, job: &codec::Job, stream_seq: Option<u64>) -> Result<bool, store::Error> {
-        let record = Record {
-            job_id: job.job_id.clone(),
-            thread_id: job.thread_id.clone(),
-            stream_seq,
-            multitask_strategy: job.multitask_strategy.as_str(),
-            request: serde_json::to_vec(job).expect("a job came from JSON").into(),
-            timeout: job.config.timeout().unwrap_or(self.config.job_timeout),
-        };
-        self.ports.store.record(&record).await
+        self.ports.store.record(&Record::of(job, stream_seq, self.config.job_timeout)).await
     }
 
     /// Resolves when a job of the thread has ended in this process.

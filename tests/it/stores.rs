@@ -22,9 +22,10 @@ use std::{
 
 use agent_executor::{
     ids::{CheckpointId, Clock, Epoch, JobId, Namespace, TaskId, ThreadId, UnixNanos},
+    job::MultitaskStrategy,
     pregel::{Checkpoint, Metadata, PendingWrite, Source},
     store::{
-        Advance, Claim, Commit, Finish, JobState, LetterFilter, Letters, NextJob, Offer, Put, Store,
+        Advance, Claim, Commit, Finish, JobState, LetterFilter, Letters, NextJob, Offer, Put, Record, Store,
         StoredResult, TaskWrites, Verdict,
         memory::{self, MemoryStore},
         postgres::{Config, PostgresStore},
@@ -256,17 +257,20 @@ fn thread(id: &str) -> ThreadId {
     ThreadId::parse(id).expect("a valid id")
 }
 
-pub(crate) fn offer(id: &str, thread_id: &str, stream_seq: u64) -> Offer {
-    Offer {
+/// A job that waits when its thread is busy.
+pub(crate) fn record(id: &str, thread_id: &str, stream_seq: Option<u64>) -> Record {
+    Record {
         job_id: job(id),
         thread_id: thread(thread_id),
         stream_seq,
-        multitask_strategy: "enqueue",
+        multitask_strategy: MultitaskStrategy::Enqueue,
         request: format!("request of {id}").into_bytes().into(),
         timeout: Duration::from_secs(1800),
-        running: None,
-        lane: false,
     }
+}
+
+pub(crate) fn offer(id: &str, thread_id: &str, stream_seq: u64) -> Offer {
+    Offer { record: record(id, thread_id, Some(stream_seq)), running: None, lane: false }
 }
 
 /// Offers a job that must be run.

@@ -146,16 +146,7 @@ async fn a_drain_ends_while_an_older_job_of_the_thread_runs_under_a_younger_ones
     let Decoded::Job(older) = decode(&[], slow.to_string().as_bytes(), &Config::default()) else {
         panic!("the request is readable");
     };
-    let offer = Offer {
-        job_id: older.job_id.clone(),
-        thread_id: older.thread_id.clone(),
-        stream_seq: 0,
-        multitask_strategy: "enqueue",
-        request: serde_json::to_vec(&older).expect("a job is JSON").into(),
-        timeout: Duration::from_secs(1800),
-        running: None,
-        lane: false,
-    };
+    let offer = Offer::of(&older, 0, Duration::from_secs(1800));
     // Its owner is gone, and so is its message.
     stage.store.process("gone").accept(&offer).await.expect("the twin answers");
     stage.store.expire_leases();

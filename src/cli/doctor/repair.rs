@@ -51,7 +51,8 @@ async fn each(
     report.repaired("settled_messages", format!("removed {} messages", found.settled.len()));
     let mut recorded = 0;
     for (seq, job) in &found.unknown {
-        recorded += u64::from(store.record(&record(config, *seq, job)).await?);
+        let record = Record::of(job, Some(*seq), config.worker.job_timeout);
+        recorded += u64::from(store.record(&record).await?);
     }
     report.repaired("unknown_jobs", format!("made {recorded} jobs known"));
     // Last, since all of the above may leave jobs that wait.
@@ -100,17 +101,6 @@ async fn publish((store, nats): Servers<'_>) -> Result<(u64, Option<Error>), Err
         }
     }
     Ok((published, refused))
-}
-
-fn record(config: &Config, seq: u64, job: &Job) -> Record {
-    Record {
-        job_id: job.job_id.clone(),
-        thread_id: job.thread_id.clone(),
-        stream_seq: Some(seq),
-        multitask_strategy: job.multitask_strategy.as_str(),
-        request: serde_json::to_vec(job).expect("a job came from JSON").into(),
-        timeout: job.config.timeout().unwrap_or(config.worker.job_timeout),
-    }
 }
 
 /// How many messages were sent, and how many could not be.

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     config::{Config, Sources},
     ids::{JobId, SystemClock, ThreadId},
+    job::Job,
     queue::{Queue, memory::Memory},
     store::{
         Claim, Finish, JobState, Jobs, NextJob, Offer, StoredResult, Upkeep, Verdict,
@@ -21,17 +22,11 @@ fn request(job_id: &str) -> String {
 }
 
 async fn claimed(store: &MemoryStore, job_id: &str, stream_seq: u64) -> Claim {
-    let offer = Offer {
-        job_id: JobId::parse(job_id).expect("valid"),
-        thread_id: ThreadId::parse(job_id).expect("valid"),
-        stream_seq,
-        multitask_strategy: "enqueue",
-        request: request(job_id).into_bytes().into(),
-        timeout: Duration::from_secs(1800),
-        running: None,
-        lane: false,
-    };
-    let verdict = store.accept(&offer).await.expect("the twin answers");
+    let job = Job::nameless(JobId::parse(job_id).expect("valid"), ThreadId::parse(job_id).expect("valid"));
+    let verdict = store
+        .accept(&Offer::of(&job, stream_seq, Duration::from_secs(1800)))
+        .await
+        .expect("the twin answers");
     let Verdict::Run(claim) = &verdict else { panic!("{verdict:?}") };
     claim.clone()
 }

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     ids::{CheckpointId, Epoch, JobId, ThreadId, UnixNanos},
+    job::MultitaskStrategy,
     store::{
         Cancel, CancelKind, Claim, Ending, Error, Finish, Jobs, MAX_STATE_BYTES, NextJob, Offer, Record,
         Renewed, StoredResult, Verdict, langgraph::Rows,
@@ -95,17 +96,11 @@ impl Tables {
     }
 
     fn accept(&mut self, offer: &Offer, by: &Claimant<'_>) -> Verdict {
-        let thread = self.thread(&offer.thread_id).clone();
-        let record = Record {
-            job_id: offer.job_id.clone(),
-            thread_id: offer.thread_id.clone(),
-            stream_seq: Some(offer.stream_seq),
-            multitask_strategy: offer.multitask_strategy,
-            request: offer.request.clone(),
-            timeout: offer.timeout,
-        };
-        self.met(&record, by);
-        let job = &self.jobs[&offer.job_id];
+        let Offer { record, running, lane } = offer;
+        let Record { job_id, thread_id, .. } = record;
+        let thread = self.thread(thread_id).clone();
+        self.met(record, by);
+        let job = &self.jobs[job_id];
         if let Some(end) = &job.end {
             if end.published {
                 return Verdict::Done;
@@ -113,19 +108,19 @@ impl Tables {
             return Verdict::DoneUnpublished { result: end.result.clone(), ended: by.now.since(end.at) };
         }
         if !job.decided && !job.running && job.cancel.is_none() {
-            self.decide_for(&offer.job_id);
+            self.decide_for(job_id);
         }
-        let job = &self.jobs[&offer.job_id];
+        let job = &self.jobs[job_id];
         match &job.cancel {
             Some(cancel) if cancel.kind == CancelKind::Reject && !job.running => {
                 return Verdict::Rejected(cancel.clone());
             }
             Some(_) | None => {}
         }
-        let is_ours = thread.owner.as_ref() == Some(by.owner) && offer.running == Some(thread.epoch);
+        let is_ours = thread.owner.as_ref() == Some(by.owner) && *running == Some(thread.epoch);
         if thread.owner.is_some() && (thread.lease_until > by.now || is_ours) {
             let retry_in = thread.lease_until.since(by.now);
-            let itself = thread.job_id.as_ref() == Some(&offer.job_id);
+            let itself = thread.job_id.as_ref() == Some(job_id);
             return if itself {
                 Verdict::RunningElsewhere { retry_in }
             } else {
@@ -134,23 +129,23 @@ impl Tables {
         }
         // Without one, the job was first offered under another thread and is still open there.
         let elsewhere = Verdict::RunningElsewhere { retry_in: by.config.lease };
-        self.claim_next(&offer.thread_id, offer.lane, by).unwrap_or(elsewhere)
+        self.claim_next(thread_id, *lane, by).unwrap_or(elsewhere)
     }
 
     /// What a new job wants of those before it, by its policy.
     fn decide_for(&mut self, job_id: &JobId) {
         self.jobs.get_mut(job_id).expect("the caller has just met it").decided = true;
         let kind = match self.jobs[job_id].policy {
-            "reject" => {
+            MultitaskStrategy::Enqueue => return,
+            MultitaskStrategy::Reject => {
                 let others = self.before(job_id).filter(|(_, job)| !job.is_turned_away());
                 let first = others.min_by_key(|(_, job)| job.order()).map(|(id, _)| id.to_string());
                 let job = self.jobs.get_mut(job_id).expect("the caller has just met it");
                 job.cancel = first.map(|by| Cancel { kind: CancelKind::Reject, by, reason: None });
                 return;
             }
-            "interrupt" => CancelKind::Interrupt,
-            "rollback" => CancelKind::Rollback,
-            _ => return,
+            MultitaskStrategy::Interrupt => CancelKind::Interrupt,
+            MultitaskStrategy::Rollback => CancelKind::Rollback,
         };
         let cancel = Cancel { kind, by: job_id.to_string(), reason: None };
         let unwanted: Vec<JobId> = self.before(job_id).map(|(id, _)| id.clone()).collect();

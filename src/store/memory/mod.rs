@@ -194,11 +194,10 @@ fn count(limit: u32) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
     use crate::{
         ids::{JobId, UnixNanos},
+        job::Job,
         store::{Jobs, Offer, Verdict},
     };
 
@@ -217,17 +216,8 @@ mod tests {
     }
 
     async fn accept(store: &MemoryStore) -> Result<Verdict, Error> {
-        let offer = Offer {
-            job_id: JobId::parse("j").expect("valid"),
-            thread_id: ThreadId::parse("t").expect("valid"),
-            stream_seq: 1,
-            multitask_strategy: "enqueue",
-            request: Bytes::new(),
-            timeout: Duration::from_secs(60),
-            running: None,
-            lane: false,
-        };
-        store.accept(&offer).await
+        let job = Job::nameless(JobId::parse("j").expect("valid"), ThreadId::parse("t").expect("valid"));
+        store.accept(&Offer::of(&job, 1, Duration::from_secs(60))).await
     }
 
     #[tokio::test]

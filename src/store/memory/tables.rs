@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::{Config, agents, cache, deadlines, letters};
 use crate::{
     ids::{CheckpointId, Epoch, JobId, Namespace, TaskId, ThreadId, UnixNanos},
+    job::MultitaskStrategy,
     pregel::Version,
     store::{CacheKey, Cancel, Error, JobState, StoredEffect, StoredResult},
     value::Name,
@@ -75,7 +76,7 @@ pub(super) struct Job {
     pub(super) stream_seq: Option<u64>,
     /// The place of a copy of its message.
     pub(super) copy_seq: Option<u64>,
-    pub(super) policy: &'static str,
+    pub(super) policy: MultitaskStrategy,
     pub(super) attempt: u32,
     pub(super) charged: Vec<Epoch>,
     pub(super) head_at_claim: Option<CheckpointId>,

@@ -263,20 +263,20 @@ pub(super) async fn accept(
     claimant: &Claimant,
     offers: Vec<(Offer, String)>,
 ) -> Result<Vec<Result<Verdict, Error>>, Failure> {
-    let seq =
-        |offer: &Offer| stream_seq(offer.stream_seq).map_err(|error| Failure::Refused(error.to_string()));
-    let seqs = offers.iter().map(|(offer, _)| seq(offer)).collect::<Result<Vec<_>, _>>()?;
+    let seqs = offers.iter().map(|(offer, _)| offer.record.stream_seq.map(stream_seq).transpose());
+    let seqs = seqs.collect::<Result<Vec<_>, _>>().map_err(|error| Failure::Refused(error.to_string()))?;
     let (offers, by) = (Arc::new(offers), claimant.clone());
     let offered = offers.clone();
     let rows = link.rows_or_failure(move || {
         let all = || offered.iter().map(|(offer, _)| offer);
+        let records = || all().map(|offer| &offer.record);
         sqlx::query(ACCEPT)
-            .bind(all().map(|offer| offer.job_id.as_str()).collect::<Vec<_>>())
-            .bind(all().map(|offer| offer.thread_id.as_str()).collect::<Vec<_>>())
+            .bind(records().map(|record| record.job_id.as_str()).collect::<Vec<_>>())
+            .bind(records().map(|record| record.thread_id.as_str()).collect::<Vec<_>>())
             .bind(seqs.clone())
-            .bind(all().map(|offer| offer.multitask_strategy).collect::<Vec<_>>())
-            .bind(all().map(|offer| &*offer.request).collect::<Vec<_>>())
-            .bind(all().map(|offer| millis(offer.timeout)).collect::<Vec<_>>())
+            .bind(records().map(|record| record.multitask_strategy.as_str()).collect::<Vec<_>>())
+            .bind(records().map(|record| &*record.request).collect::<Vec<_>>())
+            .bind(records().map(|record| millis(record.timeout)).collect::<Vec<_>>())
             .bind(offered.iter().map(|(_, nonce)| nonce.as_str()).collect::<Vec<_>>())
             .bind(all().map(|offer| offer.running.map(|epoch| epoch.0)).collect::<Vec<_>>())
             .bind(all().map(|offer| offer.lane).collect::<Vec<_>>())
@@ -306,16 +306,16 @@ fn left_out(row: &PgRow) -> Option<&str> {
 /// The verdict on `offer`. The request of its own job does not travel back.
 fn answer(row: &PgRow, offer: &Offer, large: &Result<Large, Error>) -> Result<Verdict, Error> {
     let large = || large.as_ref().map_err(again);
-    let mut verdict = Columns { row, thread_id: &offer.thread_id }.verdict()?;
+    let mut verdict = Columns { row, thread_id: &offer.record.thread_id }.verdict()?;
     match &mut verdict {
         Verdict::Run(claim) | Verdict::Poison(claim) if left_out(row).is_some() => {
             large()?.complete(claim)?
         }
         Verdict::Run(claim) | Verdict::Poison(claim) if claim.request.is_empty() => {
-            claim.request = offer.request.clone();
+            claim.request = offer.record.request.clone();
         }
         Verdict::DoneUnpublished { result, .. } if left_out(row).is_some() => {
-            result.event = large()?.find(&result.job_id, &offer.thread_id)?.1.clone();
+            result.event = large()?.find(&result.job_id, &offer.record.thread_id)?.1.clone();
         }
         Verdict::Run(_)
         | Verdict::Poison(_)

@@ -114,7 +114,7 @@ impl Upkeep for PostgresStore {
                 .bind(record.job_id.to_string())
                 .bind(record.thread_id.to_string())
                 .bind(seq)
-                .bind(record.multitask_strategy)
+                .bind(record.multitask_strategy.as_str())
                 .bind(record.request.to_vec())
                 .bind(millis(record.timeout))
         });

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     ids::{Epoch, JobId, ThreadId},
+    job::MultitaskStrategy,
     store::{
         Cancel, CancelKind, Claim, Ending, Error, Finish, Jobs, NextJob, Offer, Record, Renewed,
         StoredResult, Verdict, langgraph::Rows,
@@ -112,7 +113,7 @@ pub(super) async fn met(db: &mut SqliteConnection, record: &Record, by: &Claiman
         .bind(record.job_id.as_str())
         .bind(record.thread_id.as_str())
         .bind(record.stream_seq.map(stored_seq).transpose()?)
-        .bind(record.multitask_strategy)
+        .bind(record.multitask_strategy.as_str())
         .bind(&*record.request)
         .bind(stored_time(by.now))
         .bind(by.after(record.timeout))
@@ -122,36 +123,30 @@ pub(super) async fn met(db: &mut SqliteConnection, record: &Record, by: &Claiman
 }
 
 async fn accept(db: &mut SqliteConnection, offer: &Offer, by: &Claimant) -> Result<Verdict, Failure> {
-    let record = Record {
-        job_id: offer.job_id.clone(),
-        thread_id: offer.thread_id.clone(),
-        stream_seq: Some(offer.stream_seq),
-        multitask_strategy: offer.multitask_strategy,
-        request: offer.request.clone(),
-        timeout: offer.timeout,
-    };
-    met(db, &record, by).await?;
-    let mut job = open_or_ended(db, &offer.job_id).await?;
+    let Offer { record, running, lane } = offer;
+    let Record { job_id, thread_id, .. } = record;
+    met(db, record, by).await?;
+    let mut job = open_or_ended(db, job_id).await?;
     if let Some(finished) = job.finished {
         if job.published {
             return Ok(Verdict::Done);
         }
-        let result = rows::result(db, &offer.job_id).await?;
+        let result = rows::result(db, job_id).await?;
         return Ok(Verdict::DoneUnpublished { result, ended: by.now.since(finished) });
     }
     if !job.decided && !job.is_running() && job.cancel.is_none() {
         decide_for(db, &job).await?;
-        job = open_or_ended(db, &offer.job_id).await?;
+        job = open_or_ended(db, job_id).await?;
     }
     if let Some(cancel) = job.cancel.as_ref().filter(|_| job.is_turned_away() && !job.is_running()) {
         return Ok(Verdict::Rejected(cancel.clone()));
     }
-    let thread = rows::thread(db, &offer.thread_id).await?;
+    let thread = rows::thread(db, thread_id).await?;
     // The lease stands, or lapsed while its owner could not reach the database, and the owner asks.
-    let is_ours = by.is(thread.owner.as_ref()) && offer.running == Some(thread.epoch);
+    let is_ours = by.is(thread.owner.as_ref()) && *running == Some(thread.epoch);
     if thread.owner.is_some() && (thread.lease_until > by.now || is_ours) {
         let retry_in = thread.lease_until.since(by.now);
-        let is_itself = thread.job_id.as_ref() == Some(&offer.job_id);
+        let is_itself = thread.job_id.as_ref() == Some(job_id);
         return Ok(match is_itself {
             true => Verdict::RunningElsewhere { retry_in },
             false => Verdict::Parked { retry_in },
@@ -159,7 +154,7 @@ async fn accept(db: &mut SqliteConnection, offer: &Offer, by: &Claimant) -> Resu
     }
     // Without one, the job was first offered under another thread and is still open there.
     let elsewhere = Verdict::RunningElsewhere { retry_in: by.lease };
-    Ok(claim_next(db, (&offer.thread_id, thread), offer.lane, by).await?.unwrap_or(elsewhere))
+    Ok(claim_next(db, (thread_id, thread), *lane, by).await?.unwrap_or(elsewhere))
 }
 
 async fn open_or_ended(db: &mut SqliteConnection, job_id: &JobId) -> Result<Job, Failure> {
@@ -173,11 +168,11 @@ async fn decide_for(db: &mut SqliteConnection, job: &Job) -> Result<(), Failure>
         .bind(job.job_id.as_str())
         .execute(&mut *db)
         .await?;
-    let kind = match job.policy.as_str() {
-        "reject" => CancelKind::Reject,
-        "interrupt" => CancelKind::Interrupt,
-        "rollback" => CancelKind::Rollback,
-        _ => return Ok(()),
+    let kind = match job.policy {
+        MultitaskStrategy::Enqueue => return Ok(()),
+        MultitaskStrategy::Reject => CancelKind::Reject,
+        MultitaskStrategy::Interrupt => CancelKind::Interrupt,
+        MultitaskStrategy::Rollback => CancelKind::Rollback,
     };
     let seq = job.stream_seq.map(stored_seq).transpose()?;
     let found = sqlx::query(BEFORE).bind(job.thread_id.as_str()).bind(job.job_id.as_str()).bind(seq);

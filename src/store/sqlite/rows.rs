@@ -7,6 +7,7 @@ use sqlx::{Row, SqliteConnection, sqlite::SqliteRow};
 use super::failure::Failure;
 use crate::{
     ids::{CheckpointId, Epoch, JobId, ThreadId, UnixNanos},
+    job::MultitaskStrategy,
     store::{Cancel, CancelKind, Error, StoredResult},
 };
 
@@ -56,7 +57,7 @@ pub(super) struct Job {
     pub(super) thread_id: ThreadId,
     pub(super) stream_seq: Option<u64>,
     pub(super) state: String,
-    pub(super) policy: String,
+    pub(super) policy: MultitaskStrategy,
     pub(super) attempt: u32,
     pub(super) charged: Vec<i64>,
     pub(super) head_at_claim: Option<CheckpointId>,
@@ -164,12 +165,15 @@ pub(super) fn read_job(row: &SqliteRow) -> Result<Job, Failure> {
     let thread: &str = row.try_get("thread_id")?;
     let unread = |error: crate::ids::Error| corrupt(thread, error);
     let stream_seq: Option<i64> = row.try_get("stream_seq")?;
+    let policy: &str = row.try_get("policy")?;
+    let policy = MultitaskStrategy::parse(policy)
+        .ok_or_else(|| corrupt(thread, format_args!("unknown policy {policy:?}")))?;
     Ok(Job {
         job_id: JobId::parse(row.try_get("job_id")?).map_err(unread)?,
         thread_id: ThreadId::parse(thread).map_err(unread)?,
         stream_seq: stream_seq.and_then(|seq| u64::try_from(seq).ok()),
         state: row.try_get("state")?,
-        policy: row.try_get("policy")?,
+        policy,
         attempt: row.try_get("attempt")?,
         charged: json(row, "charged")?.unwrap_or_default(),
         head_at_claim: checkpoint_id(thread, row.try_get("head_at_claim")?)?,

@@ -263,7 +263,7 @@ impl<'a> Walk<'a> {
     async fn mark(&mut self, job: Job) {
         if self.model.rows[job].end.is_some() {
             self.said(format!("mark {job}"));
-            let name = offer(&self.name(job), &self.thread(), 0).job_id;
+            let name = offer(&self.name(job), &self.thread(), 0).record.job_id;
             self.stores[0].mark_published(&name).await.expect("the store answers");
             self.model.mark(job);
         }

@@ -181,7 +181,8 @@ async fn the_overview_names_what_is_wrong(db: &dyn Fixture) {
     db.let_pass(Duration::from_secs(620)).await;
     let suspect = living.adopt(&thread("t2"), false).await.expect("answered");
     assert!(matches!(suspect, Some(Verdict::Run(_))), "{suspect:?}");
-    let short = Offer { timeout: Duration::ZERO, ..offer("late", "t2", 4) };
+    let mut short = offer("late", "t2", 4);
+    short.record.timeout = Duration::ZERO;
     assert!(matches!(living.accept(&short).await, Ok(Verdict::Parked { .. })));
     let cancel = Cancel { kind: CancelKind::Cancel, by: "x".into(), reason: None };
     living.wish("late", Target::Job, &cancel).await.expect("noted");

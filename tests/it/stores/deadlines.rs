@@ -1,6 +1,6 @@
 //! Deadlines of questions: kept, found when they have passed and nothing runs, forgotten.
 
-use agent_executor::store::{Deadline, Record};
+use agent_executor::store::Deadline;
 use serde_json::json;
 
 use super::*;
@@ -33,15 +33,7 @@ async fn a_deadline_keeps_its_time_and_is_found_once_its_thread_is_idle(db: &dyn
     db.let_pass(3 * minute).await;
     assert_eq!(passed(&*store).await, [second.clone(), first.clone()]);
     assert_eq!(store.passed(1).await.expect("answered"), std::slice::from_ref(&second));
-    let record = Record {
-        job_id: job("j"),
-        thread_id: thread("u"),
-        stream_seq: None,
-        multitask_strategy: "enqueue",
-        request: b"request of j".to_vec().into(),
-        timeout: hour,
-    };
-    assert!(store.record(&record).await.expect("recorded"));
+    assert!(store.record(&record("j", "u", None)).await.expect("recorded"));
     assert_eq!(passed(&*store).await, std::slice::from_ref(&first), "u has a job that waits");
 
     for _ in 0..2 {

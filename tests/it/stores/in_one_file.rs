@@ -47,15 +47,7 @@ async fn what_one_process_stored_the_next_one_reads() {
     let unfinished = store.unfinished(&claim.thread_id).await.expect("readable").expect("it has not ended");
     assert_eq!(unfinished.owned_for, None);
     // One that was not started is left to whoever asked for it.
-    let record = agent_executor::store::Record {
-        job_id: job("waits"),
-        thread_id: thread("u"),
-        stream_seq: None,
-        multitask_strategy: "enqueue",
-        request: b"request".to_vec().into(),
-        timeout: Duration::from_secs(60),
-    };
-    assert!(store.record(&record).await.expect("recorded"));
+    assert!(store.record(&record("waits", "u", None)).await.expect("recorded"));
     assert_eq!(store.unfinished(&thread("u")).await.expect("readable"), None);
 }
 

@@ -361,7 +361,8 @@ async fn all_attempts_of_a_job_share_its_deadline(db: &dyn Fixture) {
     store.release(&first).await.expect("released");
     let second = claimed(&*store, "j1", "t", 1).await;
     assert!(second.time_left <= first.time_left, "{:?} > {:?}", second.time_left, first.time_left);
-    let short = Offer { timeout: Duration::ZERO, ..offer("j2", "other", 2) };
+    let mut short = offer("j2", "other", 2);
+    short.record.timeout = Duration::ZERO;
     let Ok(Verdict::Run(late)) = store.accept(&short).await else { panic!("the thread is free") };
     assert_eq!(late.time_left, Duration::ZERO);
 }

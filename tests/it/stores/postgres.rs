@@ -398,8 +398,9 @@ async fn large_requests_and_results_do_not_travel_under_locks() {
     let db = in_postgres().await;
     let (first, second) = (db.store("a").await, db.store("b").await);
     let large = |id: &str, seq| {
-        let request = format!("{id}{}", "x".repeat(100_000)).into_bytes().into();
-        Offer { request, ..offer(id, "t", seq) }
+        let mut offer = offer(id, "t", seq);
+        offer.record.request = format!("{id}{}", "x".repeat(100_000)).into_bytes().into();
+        offer
     };
     let of = |verdict: Verdict| {
         let Verdict::Run(claim) = &verdict else { panic!("expected to run, got {verdict:?}") };
@@ -407,16 +408,16 @@ async fn large_requests_and_results_do_not_travel_under_locks() {
     };
     let (one, two) = (large("j1", 1), large("j2", 2));
     let claim = of(first.accept(&one).await.expect("accepted"));
-    assert_eq!(claim.request, one.request);
+    assert_eq!(claim.request, one.record.request);
     assert!(matches!(first.accept(&two).await, Ok(Verdict::Parked { .. })));
 
     // Released and offered again, by another message, and adopted: the bytes come back, though not with the lock.
     first.release(&claim).await.expect("released");
     let claim = of(second.accept(&large("j3", 3)).await.expect("accepted"));
-    assert_eq!((&claim.job_id, &claim.request), (&one.job_id, &one.request));
+    assert_eq!((&claim.job_id, &claim.request), (&one.record.job_id, &one.record.request));
     second.release(&claim).await.expect("released");
     let claim = of(first.adopt(&thread("t"), false).await.expect("answered").expect("orphaned"));
-    assert_eq!((&claim.job_id, &claim.request), (&one.job_id, &one.request));
+    assert_eq!((&claim.job_id, &claim.request), (&one.record.job_id, &one.record.request));
     first.release(&claim).await.expect("released");
     let in_row = "select octet_length(request) from executor_adopt('t', 'c', 'n', 60000, 5, false)";
     assert_eq!(db.sql(in_row).await, "", "a paused reader would keep the thread's row locked");
@@ -428,7 +429,7 @@ async fn large_requests_and_results_do_not_travel_under_locks() {
     end.result.event = vec![b'e'; 100_000].into();
     let event = end.result.event.clone();
     let next = first.finish(&end).await.expect("ended").expect("the next job");
-    assert_eq!((&next.job_id, &next.request), (&two.job_id, &two.request));
+    assert_eq!((&next.job_id, &next.request), (&two.record.job_id, &two.record.request));
     let verdict = second.accept(&one).await.expect("answered");
     let Verdict::DoneUnpublished { result, .. } = &verdict else { panic!("it has ended: {verdict:?}") };
     assert_eq!(result.event, event);

@@ -1,6 +1,9 @@
 //! Double texting, wishes to cancel, and what any process does for jobs of others.
 
-use agent_executor::store::{Cancel, CancelKind, Ending, Met, Record, Target};
+use agent_executor::{
+    job::MultitaskStrategy::{Interrupt, Reject, Rollback},
+    store::{Cancel, CancelKind, Ending, Met, Target},
+};
 
 use super::*;
 
@@ -30,8 +33,10 @@ fn wish(kind: CancelKind) -> Cancel {
     Cancel { kind, by: "night shift".into(), reason: Some("too \0 slow".replace('\0', "")) }
 }
 
-fn with(policy: &'static str, id: &str, seq: u64) -> Offer {
-    Offer { multitask_strategy: policy, ..offer(id, "t", seq) }
+fn with(policy: MultitaskStrategy, id: &str, seq: u64) -> Offer {
+    let mut offer = offer(id, "t", seq);
+    offer.record.multitask_strategy = policy;
+    offer
 }
 
 fn ending(id: &str) -> Ending {
@@ -44,17 +49,6 @@ fn ending(id: &str) -> Ending {
     Ending { state: JobState::Cancelled, result, body: None, error: None }
 }
 
-fn record(id: &str, thread_id: &str, stream_seq: Option<u64>) -> Record {
-    Record {
-        job_id: job(id),
-        thread_id: thread(thread_id),
-        stream_seq,
-        multitask_strategy: "enqueue",
-        request: format!("request of {id}").into_bytes().into(),
-        timeout: Duration::from_secs(1800),
-    }
-}
-
 async fn renewed_cancel(store: &dyn Store, claim: &Claim) -> Option<CancelKind> {
     let renewed = store.renew(&[(claim.thread_id.clone(), claim.epoch)]).await.expect("answered");
     renewed[0].cancel.as_ref().map(|cancel| cancel.kind)
@@ -62,17 +56,17 @@ async fn renewed_cancel(store: &dyn Store, claim: &Claim) -> Option<CancelKind> 
 
 async fn a_job_that_does_not_want_to_wait_is_rejected(db: &dyn Fixture) {
     let store = db.process("a").await;
-    let Ok(Verdict::Run(first)) = store.accept(&with("reject", "j1", 1)).await else { panic!("it is free") };
+    let Ok(Verdict::Run(first)) = store.accept(&with(Reject, "j1", 1)).await else { panic!("it is free") };
     for _ in 0..2 {
-        let verdict = store.accept(&with("reject", "j2", 2)).await.expect("accepted");
+        let verdict = store.accept(&with(Reject, "j2", 2)).await.expect("accepted");
         let Verdict::Rejected(cancel) = &verdict else { panic!("{verdict:?}") };
         assert_eq!((cancel.kind, cancel.by.as_str()), (CancelKind::Reject, "j1"));
     }
     // It stays rejected when the thread is free by then.
     store.finish(&ended(&first, NextJob::Leave)).await.expect("finished");
-    assert!(matches!(store.accept(&with("reject", "j2", 2)).await, Ok(Verdict::Rejected(_))));
+    assert!(matches!(store.accept(&with(Reject, "j2", 2)).await, Ok(Verdict::Rejected(_))));
     assert!(store.end(&ending("j2")).await.expect("answered"));
-    assert!(matches!(store.accept(&with("reject", "j2", 2)).await, Ok(Verdict::DoneUnpublished { .. })));
+    assert!(matches!(store.accept(&with(Reject, "j2", 2)).await, Ok(Verdict::DoneUnpublished { .. })));
     claimed(&*store, "j3", "t", 3).await;
 }
 
@@ -81,11 +75,11 @@ async fn a_job_that_interrupts_cancels_those_before_it(db: &dyn Fixture) {
     let first = claimed(&*store, "j1", "t", 1).await;
     assert!(matches!(store.accept(&offer("j2", "t", 2)).await, Ok(Verdict::Parked { .. })));
     assert_eq!(renewed_cancel(&*store, &first).await, None);
-    assert!(matches!(store.accept(&with("interrupt", "j3", 3)).await, Ok(Verdict::Parked { .. })));
+    assert!(matches!(store.accept(&with(Interrupt, "j3", 3)).await, Ok(Verdict::Parked { .. })));
     assert_eq!(renewed_cancel(&*store, &first).await, Some(CancelKind::Interrupt));
     // It says so once: a job that comes later is not its business.
     assert!(matches!(store.accept(&offer("j4", "t", 4)).await, Ok(Verdict::Parked { .. })));
-    assert!(matches!(store.accept(&with("interrupt", "j3", 3)).await, Ok(Verdict::Parked { .. })));
+    assert!(matches!(store.accept(&with(Interrupt, "j3", 3)).await, Ok(Verdict::Parked { .. })));
     let second = store.finish(&ended(&first, NextJob::Take)).await.expect("finished").expect("j2 waits");
     let by = second.cancel.as_ref().map(|cancel| (cancel.kind, cancel.by.as_str()));
     assert_eq!((second.job_id.as_str(), by), ("j2", Some((CancelKind::Interrupt, "j3"))));
@@ -97,11 +91,11 @@ async fn a_job_decides_about_those_before_it_only(db: &dyn Fixture) {
     let store = db.process("a").await;
     let first = claimed(&*store, "j1", "t", 1).await;
     // The newer message is recorded before the older one is heard.
-    let newer = Record { multitask_strategy: "interrupt", ..record("j3", "t", None) };
+    let newer = Record { multitask_strategy: Interrupt, ..record("j3", "t", None) };
     store.record(&newer).await.expect("recorded");
     store.record(&record("j4", "t", None)).await.expect("recorded");
-    assert!(matches!(store.accept(&with("interrupt", "j2", 2)).await, Ok(Verdict::Parked { .. })));
-    assert!(matches!(store.accept(&with("interrupt", "j3", 3)).await, Ok(Verdict::Parked { .. })));
+    assert!(matches!(store.accept(&with(Interrupt, "j2", 2)).await, Ok(Verdict::Parked { .. })));
+    assert!(matches!(store.accept(&with(Interrupt, "j3", 3)).await, Ok(Verdict::Parked { .. })));
     assert!(matches!(store.accept(&offer("j4", "t", 4)).await, Ok(Verdict::Parked { .. })));
     let second = store.finish(&ended(&first, NextJob::Take)).await.expect("finished").expect("j2 waits");
     assert_eq!(second.cancel.as_ref().map(|cancel| cancel.by.as_str()), Some("j3"));
@@ -114,17 +108,17 @@ async fn a_job_decides_about_those_before_it_only(db: &dyn Fixture) {
 async fn of_two_that_do_not_want_to_wait_the_first_runs(db: &dyn Fixture) {
     let store = db.process("a").await;
     for id in ["j1", "j2"] {
-        let reject = Record { multitask_strategy: "reject", ..record(id, "t", None) };
+        let reject = Record { multitask_strategy: Reject, ..record(id, "t", None) };
         store.record(&reject).await.expect("recorded");
     }
-    let Ok(Verdict::Run(first)) = store.accept(&with("reject", "j1", 1)).await else { panic!("it is first") };
-    let Ok(Verdict::Rejected(cancel)) = store.accept(&with("reject", "j2", 2)).await else {
+    let Ok(Verdict::Run(first)) = store.accept(&with(Reject, "j1", 1)).await else { panic!("it is first") };
+    let Ok(Verdict::Rejected(cancel)) = store.accept(&with(Reject, "j2", 2)).await else {
         panic!("the thread is busy")
     };
     assert_eq!(cancel.by, first.job_id.as_str());
     // One that is turned away and has not ended yet holds nobody up.
     store.finish(&ended(&first, NextJob::Leave)).await.expect("finished");
-    let verdict = store.accept(&with("reject", "j3", 3)).await.expect("accepted");
+    let verdict = store.accept(&with(Reject, "j3", 3)).await.expect("accepted");
     assert!(!matches!(verdict, Verdict::Rejected(_)), "{verdict:?}");
 }
 
@@ -153,10 +147,9 @@ async fn a_rollback_takes_back_what_its_job_did(db: &dyn Fixture) {
     store.commit(step(&second, None, &mine)).await.expect("stored");
     let task = vec![write(7, "~", 0, "items", Value::from("z"))];
     store.commit(writes(&second, &mine.id, task)).await.expect("stored");
-    assert!(matches!(
-        store.accept(&Offer { thread_id: thread("t2"), ..with("rollback", "j3", 3) }).await,
-        Ok(Verdict::Parked { .. })
-    ));
+    let mut elsewhere = with(Rollback, "j3", 3);
+    elsewhere.record.thread_id = thread("t2");
+    assert!(matches!(store.accept(&elsewhere).await, Ok(Verdict::Parked { .. })));
     assert_eq!(renewed_cancel(&*store, &second).await, Some(CancelKind::Rollback));
     let undo = Finish { undo: true, state: JobState::Cancelled, ..ended(&second, NextJob::Take) };
     let next = store.finish(&undo).await.expect("finished").expect("j3 waits");
@@ -335,12 +328,12 @@ async fn recorded_jobs_keep_the_order_in_which_they_came(db: &dyn Fixture) {
 
 async fn a_running_job_is_not_turned_away_when_its_message_comes_late(db: &dyn Fixture) {
     let store = db.process("a").await;
-    let recorded = Record { multitask_strategy: "reject", ..record("j1", "t", None) };
+    let recorded = Record { multitask_strategy: Reject, ..record("j1", "t", None) };
     store.record(&recorded).await.expect("recorded");
     db.let_pass(Duration::from_secs(11)).await;
     let Ok(Some(Verdict::Run(claim))) = store.adopt(&thread("t"), false).await else { panic!("it is free") };
     assert!(matches!(store.accept(&offer("j2", "t", 1)).await, Ok(Verdict::Parked { .. } | Verdict::Run(_))));
-    let late = store.accept(&with("reject", "j1", 2)).await.expect("accepted");
+    let late = store.accept(&with(Reject, "j1", 2)).await.expect("accepted");
     assert!(!matches!(late, Verdict::Rejected(_)), "{late:?}");
     assert!(store.finish(&ended(&claim, NextJob::Leave)).await.is_ok());
 }

@@ -11,7 +11,7 @@ use agent_executor::{
 use serde_json::{Value as Json, json};
 
 use super::{request, results, thread};
-use crate::stage::Stage;
+use crate::{stage::Stage, stores::record};
 
 fn quick(job_id: &str) -> Json {
     request(job_id, json!([{ "text": "done" }]))
@@ -29,29 +29,14 @@ async fn claimed_by_the_dead(stage: &Stage, request: &Json) {
     let Decoded::Job(job) = decode(&[], request.to_string().as_bytes(), &Config::default()) else {
         panic!("the request is readable");
     };
-    let offer = Offer {
-        job_id: job.job_id.clone(),
-        thread_id: job.thread_id.clone(),
-        stream_seq: 1,
-        multitask_strategy: "enqueue",
-        request: serde_json::to_vec(&job).expect("a job is JSON").into(),
-        timeout: Duration::from_secs(1800),
-        running: None,
-        lane: false,
-    };
+    let offer = Offer::of(&job, 1, Duration::from_secs(1800));
     stage.store.process("gone").accept(&offer).await.expect("the twin answers");
 }
 
 /// Makes a job known whose deadline has passed.
 async fn recorded_late(stage: &Stage, job_id: &str) {
-    let late = Record {
-        job_id: JobId::parse(job_id).expect("valid"),
-        thread_id: thread(job_id),
-        stream_seq: Some(2),
-        multitask_strategy: "enqueue",
-        request: quick(job_id).to_string().into(),
-        timeout: Duration::ZERO,
-    };
+    let request = quick(job_id).to_string().into();
+    let late = Record { request, timeout: Duration::ZERO, ..record(job_id, job_id, Some(2)) };
     assert!(stage.store.record(&late).await.expect("the twin answers"));
 }
 
