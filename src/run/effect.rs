@@ -41,43 +41,12 @@ pub(super) async fn call(
     (view, call, tool): (TaskView<'_>, &ToolCall, &SharedTool),
     dialogue: &mut Dialogue<'_>,
 ) -> Result<Replied, Error> {
-    let mut entry = Entry {
-        row: EffectRow {
-            ns: view.ns.clone(),
-            task_id: view.id.clone(),
-            call_id: row_id(&call.id),
-            tool: call.name.clone(),
-            effect: tool.effect(),
-            idempotency_key: node::idempotency_key(&running.scope, view, call),
-            state: EffectState::Intended,
-            epoch: running.attempt.claim.epoch,
-            asked: 0,
-            answer: None,
-        },
-        committer,
+    let mut entry = Entry::new((running, committer), view, call, tool);
+    let mut in_doubt = match entry.look_up(position, dialogue).await? {
+        Found::Answered(answer) => return Ok(Replied::Answer { answer, is_replayed: true }),
+        Found::InDoubt => true,
+        Found::ToMake => false,
     };
-    let mut in_doubt = false;
-    if may_be_known(position, view)
-        && let Some(earlier) = earlier(running, &entry.row).await?
-    {
-        // What a tool says of itself may change from one attempt to the next; the graver word counts.
-        entry.row.effect = entry.row.effect.max(earlier.effect);
-        let told = earlier.answer.as_ref().and_then(Answer::from_value);
-        match (earlier.state, told) {
-            (EffectState::Done | EffectState::Failed, Some(answer)) => {
-                count("replayed");
-                return Ok(Replied::Answer { answer, is_replayed: true });
-            }
-            // It is known that it reached nobody.
-            (EffectState::Failed, None) => {}
-            _ => in_doubt = entry.row.effect == Effect::Irreversible,
-        }
-        if in_doubt {
-            dialogue.skip(earlier.asked);
-            entry.row.asked = earlier.asked;
-            entry.row.state = earlier.state;
-        }
-    }
     let mut made = 0;
     // Every turn but the first takes an answer of a person, or is one that the tool's or the node's policy allows.
     loop {
@@ -88,19 +57,9 @@ pub(super) async fn call(
                 Decision::NotMade => {}
             }
         }
-        let turn = tool.turn().await;
-        entry.row.asked = dialogue.used().len();
-        entry.row.state = EffectState::Intended;
-        let lease = running.attempt.ports.store.lease();
-        while_held(lease, || committer.effect(entry.row.clone())).await?;
-        let answer = node::run_tool(&running.scope, view, call).await;
-        drop(turn);
+        let answer = entry.make(dialogue.used().len()).await?;
         made += 1;
-        let may_repeat = entry.row.effect != Effect::Irreversible || answer.outcome == CallOutcome::NotMade;
-        if entry.row.effect == Effect::Irreversible && answer.outcome == CallOutcome::NotMade {
-            // Whoever goes on after a crash in the pause that follows need ask nobody.
-            entry.store(EffectState::Failed).await?;
-        }
+        let may_repeat = !entry.is_irreversible() || answer.outcome == CallOutcome::NotMade;
         let own = tool.policy().retry.as_ref();
         if may_repeat && policy::call_again(running, (view, own), (&answer, made)).await? {
             in_doubt = false;
@@ -138,15 +97,20 @@ where
     Err(store::Error::Unavailable(slow.into()).into())
 }
 
-/// What the ledger says of the call. Only a task that may have been run before can stand in it.
-async fn earlier(running: &Running, row: &EffectRow) -> Result<Option<EffectRow>, store::Error> {
+/// What the ledger says of a call. Only a task that may have been run before can stand in it.
+async fn earlier(
+    running: &Running,
+    position: &Position,
+    view: TaskView<'_>,
+    call: &ToolCall,
+) -> Result<Option<EffectRow>, Error> {
+    if !position.is_known && view.tries.number() == 0 {
+        return Ok(None);
+    }
     let attempt = &running.attempt;
-    let rows = attempt.ports.store.effects(&attempt.claim.thread_id, &row.ns, &row.task_id).await?;
-    Ok(rows.into_iter().find(|stored| stored.call_id == row.call_id))
-}
-
-fn may_be_known(position: &Position, view: TaskView<'_>) -> bool {
-    position.is_known || view.tries.number() > 0
+    let rows = attempt.ports.store.effects(&attempt.claim.thread_id, view.ns, view.id).await?;
+    let call_id = row_id(&call.id);
+    Ok(rows.into_iter().find(|row| row.call_id == call_id))
 }
 
 /// Whether account is kept of the call, whatever its tool says of itself now.
@@ -156,13 +120,17 @@ pub(super) async fn is_kept(
     view: TaskView<'_>,
     call: &ToolCall,
 ) -> Result<bool, Error> {
-    if !may_be_known(position, view) {
-        return Ok(false);
-    }
-    let attempt = &running.attempt;
-    let rows = attempt.ports.store.effects(&attempt.claim.thread_id, view.ns, view.id).await?;
-    let call_id = row_id(&call.id);
-    Ok(rows.iter().any(|row| row.call_id == call_id))
+    Ok(earlier(running, position, view, call).await?.is_some())
+}
+
+/// What the ledger has of a call.
+enum Found {
+    /// The answer it got.
+    Answered(Answer),
+    /// It may have taken effect, and must not do so twice.
+    InDoubt,
+    /// Nothing that keeps it from being made.
+    ToMake,
 }
 
 /// What a person says of a call in doubt.
@@ -173,12 +141,83 @@ enum Decision {
     NotMade,
 }
 
+/// A call and its row in the ledger.
 struct Entry<'a> {
-    row: EffectRow,
+    running: &'a Running,
     committer: &'a Committer,
+    view: TaskView<'a>,
+    call: &'a ToolCall,
+    tool: &'a SharedTool,
+    row: EffectRow,
 }
 
-impl Entry<'_> {
+impl<'a> Entry<'a> {
+    /// Of a call that nothing is stored of.
+    fn new(
+        (running, committer): (&'a Running, &'a Committer),
+        view: TaskView<'a>,
+        call: &'a ToolCall,
+        tool: &'a SharedTool,
+    ) -> Self {
+        let row = EffectRow {
+            ns: view.ns.clone(),
+            task_id: view.id.clone(),
+            call_id: row_id(&call.id),
+            tool: call.name.clone(),
+            effect: tool.effect(),
+            idempotency_key: node::idempotency_key(&running.scope, view, call),
+            state: EffectState::Intended,
+            epoch: running.attempt.claim.epoch,
+            asked: 0,
+            answer: None,
+        };
+        Self { running, committer, view, call, tool, row }
+    }
+
+    fn is_irreversible(&self) -> bool {
+        self.row.effect == Effect::Irreversible
+    }
+
+    /// Goes on from what the ledger says of the call.
+    async fn look_up(&mut self, position: &Position, dialogue: &mut Dialogue<'_>) -> Result<Found, Error> {
+        let Some(earlier) = earlier(self.running, position, self.view, self.call).await? else {
+            return Ok(Found::ToMake);
+        };
+        // What a tool says of itself may change from one attempt to the next; the graver word counts.
+        self.row.effect = self.row.effect.max(earlier.effect);
+        let told = earlier.answer.as_ref().and_then(Answer::from_value);
+        match (earlier.state, told) {
+            (EffectState::Done | EffectState::Failed, Some(answer)) => {
+                count("replayed");
+                return Ok(Found::Answered(answer));
+            }
+            // It is known that it reached nobody.
+            (EffectState::Failed, None) => return Ok(Found::ToMake),
+            _ if !self.is_irreversible() => return Ok(Found::ToMake),
+            _ => {}
+        }
+        dialogue.skip(earlier.asked);
+        self.row.asked = earlier.asked;
+        self.row.state = earlier.state;
+        Ok(Found::InDoubt)
+    }
+
+    /// Makes the call once its intent is stored, which `asked` questions came before.
+    async fn make(&mut self, asked: usize) -> Result<Answer, Error> {
+        let turn = self.tool.turn().await;
+        self.row.asked = asked;
+        self.row.state = EffectState::Intended;
+        let lease = self.running.attempt.ports.store.lease();
+        while_held(lease, || self.committer.effect(self.row.clone())).await?;
+        let answer = node::run_tool(&self.running.scope, self.view, self.call).await;
+        drop(turn);
+        if self.is_irreversible() && answer.outcome == CallOutcome::NotMade {
+            // Whoever goes on after a crash in the pause that may follow need ask nobody.
+            self.store(EffectState::Failed).await?;
+        }
+        Ok(answer)
+    }
+
     async fn store(&mut self, state: EffectState) -> Result<(), Error> {
         self.row.state = state;
         self.committer.effect(self.row.clone()).await

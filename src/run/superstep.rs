@@ -14,7 +14,7 @@ use super::{
     metadata::PAUSED_AFTER,
     position::{Frame, Position},
     stamps::Stamps,
-    tasks::{Ran, run_tasks, stored_on},
+    tasks::{Finished, Ran, run_tasks, stored_on},
 };
 use crate::{
     ids::CheckpointId,
@@ -41,6 +41,14 @@ pub(super) struct LastStep {
     pub(super) step: Step,
     /// Its number.
     pub(super) number: i64,
+}
+
+impl GraphEnd {
+    /// At `position`, with everything stored.
+    fn at(position: &Position, how: Ended) -> Self {
+        let (steps, checkpoint_id) = (position.job_step, position.checkpoint.id.clone());
+        Self { how, steps, checkpoint_id, unfinished: Vec::new(), last: None }
+    }
 }
 
 pub(super) enum Ended {
@@ -72,19 +80,15 @@ async fn supersteps(
     tell_state(running, committer, frame, (&position, &state));
     let mut tasks = plan_next(frame, &position);
     loop {
-        let end = |how, unfinished| {
-            let (steps, checkpoint_id) = (position.job_step, position.checkpoint.id.clone());
-            Ok(GraphEnd { how, steps, checkpoint_id, unfinished, last: None })
-        };
         if tasks.is_empty() {
-            return end(Ended::Done(state), Vec::new());
+            return Ok(GraphEnd::at(&position, Ended::Done(state)));
         }
         if position.job_step >= u64::from(frame.limit) {
-            return end(Ended::Failed(too_many(frame.limit)), Vec::new());
+            return Ok(GraphEnd::at(&position, Ended::Failed(too_many(frame.limit))));
         }
         let here = (&*frame.graph, &frame.ns);
         if let Some(pause) = pregel::pause(here, &position.checkpoint, &position.ran, &tasks) {
-            return end(Ended::Interrupted(vec![Arc::new(pause)]), Vec::new());
+            return Ok(GraphEnd::at(&position, Ended::Interrupted(vec![Arc::new(pause)])));
         }
         let computed = is_computed(&frame.graph, &tasks);
         if committer.has_gathered() && (committer.is_due() || !computed) {
@@ -93,38 +97,35 @@ async fn supersteps(
         }
         let span = tracing::info_span!("superstep", step = position.step + 1, ns = %frame.ns);
         let ran = run_tasks(running, committer, (frame, &position), tasks, &state).instrument(span).await?;
-        let ran = match ran {
-            Ran::Finished(ran) => ran,
+        let finished = match ran {
+            Ran::Finished(finished) => finished,
             Ran::Failed(failed, writes) => {
-                let unfinished = stored_on(frame, &position, writes);
-                return end(Ended::Failed(failed), unfinished.into_iter().collect());
+                let unfinished = stored_on(frame, &position, writes).into_iter().collect();
+                return Ok(GraphEnd { unfinished, ..GraphEnd::at(&position, Ended::Failed(failed)) });
             }
             Ran::Interrupted(interrupts, writes) => {
-                let unfinished = stored_on(frame, &position, writes);
-                return end(Ended::Interrupted(interrupts), unfinished.into_iter().collect());
+                let unfinished = stored_on(frame, &position, writes).into_iter().collect();
+                return Ok(GraphEnd {
+                    unfinished,
+                    ..GraphEnd::at(&position, Ended::Interrupted(interrupts))
+                });
             }
         };
-        let next = match next_position(running, frame, &position, &ran.tasks) {
+        let Next { position: reached, step } = match next(running, frame, &position, finished) {
             Ok(next) => next,
-            Err(failed) => return end(Ended::Failed(failed), Vec::new()),
+            Err(failed) => return Ok(GraphEnd::at(&position, Ended::Failed(failed))),
         };
-        let writes = stored_on(frame, &position, ran.unsaved).into_iter().collect();
-        let step = Step { puts: vec![next.put], writes };
         metrics::counter!(metric::SUPERSTEPS).increment(1);
-        position = next.position;
+        position = reached;
         state = pregel::view(&frame.graph, &position.checkpoint);
         tasks = plan_next(frame, &position);
         if tasks.is_empty() && frame.ns.is_root() {
-            return Ok(GraphEnd {
-                how: Ended::Done(state),
-                steps: position.job_step,
-                checkpoint_id: position.checkpoint.id.clone(),
-                unfinished: Vec::new(),
-                last: Some(LastStep { step, number: position.step }),
-            });
+            let last = Some(LastStep { step, number: position.step });
+            return Ok(GraphEnd { last, ..GraphEnd::at(&position, Ended::Done(state)) });
         }
-        let to_store = if computed && frame.ns.is_root() { committer.gather(step) } else { Err(step) };
-        if let Err(step) = to_store {
+        let may_wait = computed && frame.ns.is_root();
+        let to_store = if may_wait { committer.gather(step).err() } else { Some(step) };
+        if let Some(step) = to_store {
             committer.store_gathered().await?;
             committer.step(step).await?;
         }
@@ -168,20 +169,17 @@ fn tell_untold(running: &Running) {
     running.take_untold().iter().for_each(|untold| untold.tell(&running.scope.emitter));
 }
 
+/// What a superstep leads to, and what is to be stored of it.
 struct Next {
     position: Position,
-    put: Put,
+    step: Step,
 }
 
-fn next_position(
-    running: &Running,
-    frame: &Frame,
-    position: &Position,
-    tasks: &[pregel::TaskWrites],
-) -> Result<Next, Failure> {
+fn next(running: &Running, frame: &Frame, position: &Position, finished: Finished) -> Result<Next, Failure> {
+    let Finished { tasks, unsaved } = finished;
     let (step, job_step) = (position.step + 1, position.job_step + 1);
     let mut stamps = Stamps { running, floor: Some(position.checkpoint.id.clone()) };
-    let applied = pregel::apply(&frame.graph, &position.checkpoint, tasks, stamps.next(step))?;
+    let applied = pregel::apply(&frame.graph, &position.checkpoint, &tasks, stamps.next(step))?;
     let mut changed = applied.changed;
     let carried = position.carried.iter().filter(|name| applied.checkpoint.values.contains_key(*name));
     changed.extend(carried.cloned());
@@ -189,7 +187,7 @@ fn next_position(
     changed.dedup();
     let checkpoint = Arc::new(applied.checkpoint);
     let mut metadata = stamps.metadata(Source::Loop, (step, job_step), &frame.parents);
-    let ran = pregel::pausing_after(&frame.graph, tasks);
+    let ran = pregel::pausing_after(&frame.graph, &tasks);
     if !ran.is_empty() {
         let names = ran.iter().map(|name| Json::from(&**name));
         metadata.extra.insert(PAUSED_AFTER.into(), names.collect());
@@ -201,5 +199,7 @@ fn next_position(
         parent: Some(position.checkpoint.id.clone()),
         changed,
     };
-    Ok(Next { position: Position { ran, ..Position::new(checkpoint, step, job_step) }, put })
+    let writes = stored_on(frame, position, unsaved).into_iter().collect();
+    let position = Position { ran, ..Position::new(checkpoint, step, job_step) };
+    Ok(Next { position, step: Step { puts: vec![put], writes } })
 }

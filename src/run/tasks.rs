@@ -67,48 +67,21 @@ pub(super) async fn run_tasks(
     if let Err(failed) = allowed(running, frame, open.iter().chain(finished.iter().map(|done| &done.task))) {
         return Ok(Ran::Failed(failed, Vec::new()));
     }
-    let left = AtomicUsize::new(open.len());
-    let has_failed = AtomicBool::new(false);
-    let is_kept = committer.holds_back() || is_computed(&frame.graph, &open);
-    let lanes = lanes(&frame.graph, &open);
-    let run_one = |task: Task| {
-        let (left, has_failed, lanes) = (&left, &has_failed, &lanes);
-        async move {
-            let _place = match lanes.get(&task.name) {
-                Some(lane) => lane.acquire().await.ok(),
-                None => None,
-            };
-            if has_failed.load(Ordering::Acquire) {
-                return Ok(None);
-            }
-            if !is_kept && running.attempt.stop.is_leaving() {
-                return Err(Error::Stopped(Reason::Drain));
-            }
-            let Worked { end, answers } =
-                task::run(running, committer, frame, (&task, position, state)).await?;
-            if let TaskEnd::Failed(_) = &end {
-                has_failed.store(true, Ordering::Release);
-            }
-            let is_last = left.fetch_sub(1, Ordering::AcqRel) == 1;
-            let mut stored = marks(&task, &end, answers);
-            if let TaskEnd::Finished(writes) = &end {
-                stored.extend(pending(&task, writes));
-                // Those that wait or fail end the superstep, which stores their marks. What is held back is
-                // needed if it ends that way.
-                if !is_last
-                    && !is_kept
-                    && let Some(writes) =
-                        stored_early(running, (frame, position), std::mem::take(&mut stored))
-                {
-                    committer.writes(writes).await?;
-                }
-            }
-            Ok::<_, Error>(Some((task, end, stored)))
-        }
+    let siblings = Siblings {
+        running,
+        committer,
+        frame,
+        position,
+        state,
+        lanes: lanes(&frame.graph, &open),
+        left: AtomicUsize::new(open.len()),
+        has_failed: AtomicBool::new(false),
+        is_kept: committer.holds_back() || is_computed(&frame.graph, &open),
     };
-    let mut running_tasks = stream::iter(open).map(run_one).buffer_unordered(PARALLEL_TASKS);
+    let ends = stream::iter(open).map(|task| siblings.run_one(task));
+    let mut ends = ends.buffer_unordered(PARALLEL_TASKS);
     let mut so_far = SoFar { finished, ..SoFar::default() };
-    while let Some(ended) = running_tasks.next().await {
+    while let Some(ended) = ends.next().await {
         match ended {
             Ok(Some(ended)) => so_far.add(ended),
             Ok(None) => {}
@@ -118,24 +91,75 @@ pub(super) async fn run_tasks(
         }
     }
     if so_far.is_leaving && so_far.failed.is_none() {
-        if let Some(writes) = stored_early(running, (frame, position), so_far.unsaved) {
-            committer.writes(writes).await?;
-        }
+        siblings.store_early(so_far.unsaved).await?;
         return Err(Error::Stopped(Reason::Drain));
     }
     Ok(so_far.into_ran())
 }
 
-/// The same for writes that are stored before their superstep ends, with what the job has spent by then.
-fn stored_early(
-    running: &Running,
-    (frame, position): (&Frame, &Position),
-    mut writes: Vec<PendingWrite>,
-) -> Option<TaskWrites> {
-    if !writes.is_empty() {
-        writes.extend(spent::record(running));
+/// What the tasks of a superstep share while they run side by side.
+struct Siblings<'a> {
+    running: &'a Running,
+    committer: &'a Committer,
+    frame: &'a Frame,
+    position: &'a Position,
+    state: &'a State,
+    lanes: HashMap<Name, Semaphore>,
+    /// How many have not ended.
+    left: AtomicUsize,
+    has_failed: AtomicBool,
+    /// Whether their writes wait for the end of the superstep.
+    is_kept: bool,
+}
+
+/// One task's end, with the marks and writes of it that are not stored yet.
+struct OneEnd {
+    task: Task,
+    end: TaskEnd,
+    unsaved: Vec<PendingWrite>,
+}
+
+impl Siblings<'_> {
+    /// Runs `task`; `None` when it has not begun because another one has failed.
+    async fn run_one(&self, task: Task) -> Result<Option<OneEnd>, Error> {
+        let _place = match self.lanes.get(&task.name) {
+            Some(lane) => lane.acquire().await.ok(),
+            None => None,
+        };
+        if self.has_failed.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        if !self.is_kept && self.running.attempt.stop.is_leaving() {
+            return Err(Error::Stopped(Reason::Drain));
+        }
+        let start = (&task, self.position, self.state);
+        let Worked { end, answers } = task::run(self.running, self.committer, self.frame, start).await?;
+        if let TaskEnd::Failed(_) = &end {
+            self.has_failed.store(true, Ordering::Release);
+        }
+        let is_last = self.left.fetch_sub(1, Ordering::AcqRel) == 1;
+        let mut unsaved = marks(&task, &end, answers);
+        if let TaskEnd::Finished(writes) = &end {
+            unsaved.extend(pending(&task, writes));
+            // Those that wait or fail end the superstep, which stores their marks. What is held back is
+            // needed if it ends that way.
+            if !is_last && !self.is_kept {
+                self.store_early(std::mem::take(&mut unsaved)).await?;
+            }
+        }
+        Ok(Some(OneEnd { task, end, unsaved }))
     }
-    stored_on(frame, position, writes)
+
+    /// Stores writes before their superstep ends, with what the job has spent by then.
+    async fn store_early(&self, mut writes: Vec<PendingWrite>) -> Result<(), Error> {
+        if !writes.is_empty() {
+            writes.extend(spent::record(self.running));
+        }
+        match stored_on(self.frame, self.position, writes) {
+            Some(writes) => self.committer.writes(writes).await,
+            None => Ok(()),
+        }
+    }
 }
 
 /// What the tasks of a superstep have come to so far.
@@ -153,8 +177,8 @@ struct SoFar {
 }
 
 impl SoFar {
-    fn add(&mut self, (task, end, stored): (Task, TaskEnd, Vec<PendingWrite>)) {
-        self.unsaved.extend(stored);
+    fn add(&mut self, OneEnd { task, end, unsaved }: OneEnd) {
+        self.unsaved.extend(unsaved);
         match end {
             TaskEnd::Finished(writes) => self.finished.push(pregel::TaskWrites { task, writes }),
             TaskEnd::Failed(failed) => {
