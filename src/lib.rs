@@ -23,6 +23,7 @@ pub mod graph;
 pub mod value;
 pub mod ids;
 pub mod telemetry;
+pub mod encoding;
 
 #[cfg(test)]
 #[path = "../dev/packages.rs"]

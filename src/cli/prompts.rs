@@ -10,7 +10,10 @@ use std::{
 
 use serde_json::{Map as JsonMap, Value as Json};
 
-use crate::{graph::Diagnostic, run::Rejected};
+use crate::{
+    graph::{Diagnostic, pointer::escape},
+    run::Rejected,
+};
 
 /// Largest prompt file in bytes; a template may be as large.
 const MAX_PROMPT_BYTES: u64 = 512 << 10;
@@ -67,7 +70,7 @@ impl Inliner {
         match json {
             Json::Object(map) => {
                 for (key, value) in map.iter_mut().filter(|(key, _)| !NOT_OURS.contains(&key.as_str())) {
-                    let pointer = format!("{pointer}/{}", key.replace('~', "~0").replace('/', "~1"));
+                    let pointer = format!("{pointer}/{}", escape(key));
                     match reference(value).filter(|_| PROMPTS.contains(&key.as_str())) {
                         Some(file) => match self.text(file) {
                             Ok(text) => *value = text.into(),

@@ -7,8 +7,9 @@ use super::{
     compiled::{ChannelSpec, Reducer},
     definition::{APPROVAL, ChannelDefinition, NodeWork, ROUTE},
     diagnostic::Diagnostic,
-    json_schema::{escape, kind_of},
+    json_schema::kind_of,
     lower::{self, BUILTIN_TOOLS},
+    pointer::escape,
     read::Parts,
 };
 use crate::value::{Name, Value};

@@ -9,6 +9,7 @@ use super::{
     diagnostic::Diagnostic,
     expression::{Error, Expression},
     json_schema::kind_of,
+    pointer,
 };
 use crate::value::{State, Value};
 
@@ -34,11 +35,11 @@ impl Condition {
 
 /// The value a JSON pointer leads to; `-1` is the last item of a list.
 fn lookup(state: &State, path: &str) -> Option<Value> {
-    let mut parts = path.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~"));
-    let channel = state.get(parts.next()?.as_str())?.clone();
+    let mut parts = pointer::parts(path);
+    let channel = state.get(&*parts.next()?)?.clone();
     parts.try_fold(channel, |value, part| match &value {
-        Value::Map(map) => map.get(part.as_str()).cloned(),
-        Value::Message(message) => message.fields().swap_remove(part.as_str()),
+        Value::Map(map) => map.get(&*part).cloned(),
+        Value::Message(message) => message.fields().swap_remove(&*part),
         Value::List(items) | Value::Set(items) => item(items, &part).cloned(),
         Value::Null
         | Value::Bool(_)
@@ -209,13 +210,13 @@ fn read_comparison(
 ) -> Result<Condition, Vec<Diagnostic>> {
     let mut mistakes = Vec::new();
     let path = map.get("path").and_then(Json::as_str).unwrap_or_default();
-    match path.strip_prefix('/').map(|rest| rest.split('/').next().unwrap_or_default()) {
+    match pointer::parts(path).next() {
         None => mistakes.push(Diagnostic::new(
             format!("{place}/path"),
             "must be a JSON pointer such as `/channel/field`",
         )),
         Some(channel) => {
-            let wrong = check_name(&channel.replace("~1", "/").replace("~0", "~"));
+            let wrong = check_name(&channel);
             mistakes.extend(wrong.map(|message| Diagnostic::new(format!("{place}/path"), message)));
         }
     }

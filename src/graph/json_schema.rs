@@ -13,7 +13,7 @@ use jsonschema::{
 };
 use serde_json::Value as Json;
 
-use super::diagnostic::Diagnostic;
+use super::{diagnostic::Diagnostic, pointer::escape};
 
 /// Most mistakes reported of one value; a reader fixes the first ones first.
 const MAX_MISTAKES: usize = 50;
@@ -103,11 +103,6 @@ impl Schema {
         names.sort_unstable();
         if names.is_empty() { "none".into() } else { names.join(", ") }
     }
-}
-
-/// A key as a part of a JSON pointer.
-pub(super) fn escape(key: &str) -> String {
-    key.replace('~', "~0").replace('/', "~1")
 }
 
 /// Levels of nested lists and objects in `value`.

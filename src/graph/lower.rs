@@ -367,7 +367,7 @@ impl Lowering<'_> {
     fn expressions(&mut self, node: &ExpressionsNode, id: &str, place: Place<'_>) -> PlainNode {
         let mut writes = Vec::new();
         for (channel, source) in &node.writes {
-            let place = place(&format!("/writes/{}", super::json_schema::escape(channel)));
+            let place = place(&format!("/writes/{}", super::pointer::escape(channel)));
             self.check_channel(Some(channel), place.clone());
             let expression = self.expression(source, place);
             writes.extend(expression.map(|expression| (channel.as_str().into(), expression)));

@@ -23,6 +23,7 @@ mod lower;
 mod mcp;
 mod nested;
 mod outline;
+pub(crate) mod pointer;
 mod policy;
 mod read;
 mod routing;

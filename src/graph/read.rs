@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** what is read satisfies the canonical schema; what does not is reported and left out.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map as JsonMap, Value as Json};
@@ -13,9 +13,11 @@ use super::{
     definition::{Definition, EdgeDefinition, NodeDefinition, ToolDefinition},
     diagnostic::Diagnostic,
     json_schema::{Schema, depth, kind_of},
+    pointer,
     schema::{self, NodeType},
     spelling::{self, Canonical},
 };
+use crate::encoding::hex;
 
 /// A part and where it stands.
 #[derive(Debug)]
@@ -114,19 +116,18 @@ fn without_wrong_fields(
     wrong.retain(|mistake| !mistake.pointer.is_empty());
     let mut unread_channels = Vec::new();
     for mistake in &wrong {
-        let mut parts =
-            mistake.pointer.split('/').skip(1).map(|part| part.replace("~1", "/").replace("~0", "~"));
+        let mut parts = pointer::parts(&mistake.pointer);
         let (field, inner) = (parts.next().unwrap_or_default(), parts.next());
         let Some(map) = canonical.json.as_object_mut() else { break };
-        match (map.get_mut(&field), inner) {
+        match (map.get_mut(&*field), inner) {
             (Some(Json::Object(channels)), Some(channel)) if field == "channels" => {
-                channels.shift_remove(&channel);
-                unread_channels.push(channel);
+                channels.shift_remove(&*channel);
+                unread_channels.push(channel.into_owned());
             }
             // Without nodes there is nothing else to check.
             _ if field == "nodes" => {}
             _ => {
-                map.shift_remove(&field);
+                map.shift_remove(&*field);
             }
         }
     }
@@ -278,7 +279,8 @@ fn node(
 ) -> Option<Placed<NodeDefinition>> {
     let wrong = node_type.schema.mistakes(&canonical.json);
     let wrong: Vec<_> = wrong.into_iter().map(|mistake| explained(&canonical.json, mistake)).collect();
-    let wrong_fields: Vec<String> = wrong.iter().filter_map(|mistake| first_part(&mistake.pointer)).collect();
+    let wrong_fields = wrong.iter().filter_map(|mistake| pointer::parts(&mistake.pointer).next());
+    let wrong_fields: Vec<String> = wrong_fields.map(Cow::into_owned).collect();
     mistakes.extend(canonical.translate(wrong));
     // What is right about the node is checked all the same: the author wants to hear of everything at once.
     if let Some(map) = canonical.json.as_object_mut() {
@@ -312,17 +314,10 @@ fn explained(node: &Json, mistake: Diagnostic) -> Diagnostic {
     }
 }
 
-/// The field a JSON pointer goes through first; `None` at the root.
-fn first_part(pointer: &str) -> Option<String> {
-    let part = pointer.split('/').nth(1)?;
-    Some(part.replace("~1", "/").replace("~0", "~"))
-}
-
 /// SHA-256 of the JSON with sorted keys and no spaces, in hex.
 pub(super) fn hash(json: &Json) -> Arc<str> {
     let canonical = serde_json::to_vec(&Sorted::from(json)).expect("JSON can be written as JSON");
-    let digest = Sha256::digest(&canonical);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+    hex(Sha256::digest(&canonical)).into()
 }
 
 /// JSON whose objects are sorted.

@@ -9,7 +9,7 @@ use super::{
     definition::{NodeWork, ROUTE, RouteNode},
     diagnostic::Diagnostic,
     flow::{FlowEdge, FlowKind, Names, Point},
-    json_schema::escape,
+    pointer::escape,
     read::{Parts, Placed},
     spelling::{END, START},
 };

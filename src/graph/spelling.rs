@@ -4,11 +4,7 @@
 
 use serde_json::{Map as JsonMap, Value as Json};
 
-use super::{
-    definition::ModelSettings,
-    diagnostic::Diagnostic,
-    json_schema::{escape, kind_of},
-};
+use super::{definition::ModelSettings, diagnostic::Diagnostic, json_schema::kind_of, pointer::escape};
 
 /// START, in edges.
 pub(super) const START: &str = "__start__";

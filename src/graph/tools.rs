@@ -10,9 +10,10 @@ use super::{
     definition::{HeaderValue, HttpTool, NatsTool, RetryDefinition, RetryOn, ToolDefinition},
     diagnostic::Diagnostic,
     expression::Template,
-    json_schema::{Schema, escape},
+    json_schema::Schema,
     lower::{BUILTIN_TOOLS, TASK_TOOL, compiled_retry},
     mcp,
+    pointer::escape,
     policy::{Retry, seconds},
     read::{Parts, Placed},
 };

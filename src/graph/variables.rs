@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::{Map as JsonMap, Value as Json};
 
-use super::{channels::Channels, diagnostic::Diagnostic, json_schema::escape, read::Parts};
+use super::{channels::Channels, diagnostic::Diagnostic, pointer::escape, read::Parts};
 use crate::value::{Name, State, Value};
 
 /// The variables of a definition.

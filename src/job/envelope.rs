@@ -15,6 +15,7 @@ use serde::{
 use serde_json::{Value as Json, value::RawValue};
 
 use super::Config;
+use crate::encoding::from_percent;
 
 /// The members of a JSON object that somebody reads, each as it was written. A repeated name counts once: the last
 /// one.
@@ -121,7 +122,7 @@ fn binary<'a>(headers: &[(String, String)], data: RawObject<'a>, config: &Config
     let mut attributes = BTreeMap::new();
     for (name, value) in headers {
         let Some(attribute) = attribute_name(name) else { continue };
-        match percent_decoded(value.trim()) {
+        match from_percent(value.trim()) {
             Some(text) => drop(attributes.insert(attribute, text)),
             None => {
                 let error = format!("CloudEvent attribute {attribute} is not percent-encoded UTF-8");
@@ -245,22 +246,6 @@ fn attribute_name(header: &str) -> Option<String> {
     lower.strip_prefix("ce-").filter(|name| !name.is_empty()).map(Into::into)
 }
 
-/// Undoes percent-encoding; `None` when a `%` stands without two hex digits or the bytes are not UTF-8.
-pub(crate) fn percent_decoded(value: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(value.len());
-    let mut rest = value.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || char::from(rest.next()?).to_digit(16);
-        let code = digit()? * 16 + digit()?;
-        bytes.push(u8::try_from(code).expect("two hex digits fit a byte"));
-    }
-    String::from_utf8(bytes).ok()
-}
-
 /// `00-<32 hex>-<16 hex>-<2 hex>`, or a later version that starts so; ids of zeros are invalid.
 fn is_traceparent(text: &str) -> bool {
     let parts: Vec<&str> = text.split('-').collect();
@@ -276,14 +261,6 @@ fn is_traceparent(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn header_values_are_percent_decoded() {
-        assert_eq!(percent_decoded("a%20b%C3%A9").as_deref(), Some("a bé"));
-        assert_eq!(percent_decoded("100%"), None);
-        assert_eq!(percent_decoded("%ff"), None);
-        assert_eq!(percent_decoded("%+1"), None);
-    }
 
     #[test]
     fn malformed_traceparents_are_told_from_good_ones() {

@@ -9,7 +9,6 @@ mod spent;
 
 pub use decode::{Decoded, decode};
 pub use encode::{Encoded, MAX_EVENT_BYTES, ResultEvent, Stamp, Totals, encode_result, with_dataref};
-pub(crate) use envelope::percent_decoded;
 pub use request::{Request, encode_request};
 pub use spent::{Expense, Spent, restored, stored};
 

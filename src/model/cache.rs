@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Reply, Request, answer::MAX_REPLY_BYTES};
 use crate::{
+    encoding::hex,
     graph::Schema,
     stream::Shelf,
     telemetry::{metric, scrub::Scrubber},
@@ -114,9 +115,8 @@ impl AnswerCache {
     }
 
     fn key(&self, request: &Request) -> String {
-        let digest = Sha256::digest(question(request).to_string());
-        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("agent-executor:answer:{}:{hex}", self.config.namespace)
+        let digest = hex(Sha256::digest(question(request).to_string()));
+        format!("agent-executor:answer:{}:{digest}", self.config.namespace)
     }
 }
 

@@ -21,7 +21,7 @@ use super::{
     openai::OpenAi,
     scripted::Scripted,
 };
-use crate::{graph::ModelApi, stream::Shelf};
+use crate::{encoding::hex, graph::ModelApi, stream::Shelf};
 
 /// Where OpenAI itself answers.
 const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
@@ -275,7 +275,7 @@ impl Models {
 /// The lane of a provider: processes with the same key share what it allows.
 fn lane(name: &str, provider: &Provider, breaker: breaker::Config) -> Lane {
     let key = provider.key.as_ref().map_or("", |key| key.expose_secret().trim());
-    let hash: String = Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect();
+    let hash = hex(Sha256::digest(key));
     let shared_as = Some(format!("{name}:{}", &hash[..KEY_DIGITS]));
     Lane { provider: name.to_owned(), shared_as, limits: provider.limits, breaker }
 }

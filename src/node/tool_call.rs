@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Error, Scope, TaskView, command, scrubbed::clean, tool_node::checked, tool_set::TASK};
 use crate::{
+    encoding::hex,
     graph::{NodeKind, ToolsNode},
     ids,
     pregel::Write,
@@ -214,6 +215,5 @@ fn answer_message(task: TaskView<'_>, call: &ToolCall, status: ToolStatus, conte
 /// The same on every attempt: task ids follow from the checkpoint the task starts from.
 pub fn idempotency_key(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> String {
     let parts = [scope.thread_id.as_str(), task.ns.as_str(), task.id.as_str(), &call.id];
-    let digest = Sha256::digest(parts.join("|"));
-    digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()[..KEY_CHARS].to_owned()
+    hex(Sha256::digest(parts.join("|")))[..KEY_CHARS].to_owned()
 }

@@ -7,8 +7,8 @@ use serde_json::{Value as Json, json};
 
 use super::Receipt;
 use crate::{
+    encoding::{from_percent, percent},
     ids::{JobId, MAX_ID_CHARS},
-    job::percent_decoded,
     store::{self, CancelKind, Met, Target, Wished},
 };
 
@@ -24,6 +24,8 @@ pub const MAX_BY_CHARS: usize = 255;
 const MAX_ANSWERED: usize = 200;
 /// Largest body: reason and name in JSON escapes (six bytes each), twice over.
 const MAX_BODY_BYTES: usize = 16 * 1024;
+/// What the token of a subject has of an id as it is, beside letters and digits: the rest is in percent code.
+const TOKEN: &[u8] = b"-_~";
 
 /// What an id names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,7 +85,7 @@ impl Cancel {
     /// asked.
     pub(super) fn read(subject: &str, body: &[u8]) -> Result<Self, String> {
         let encoded = subject.strip_prefix(SUBJECT).and_then(|rest| rest.strip_prefix('.'));
-        let target = encoded.and_then(percent_decoded).ok_or("the id in the subject cannot be decoded")?;
+        let target = encoded.and_then(from_percent).ok_or("the id in the subject cannot be decoded")?;
         // Threads have the same kind of id.
         let target = JobId::parse(&target).map_err(|error| format!("the id in the subject {error}"))?;
         if body.len() > MAX_BODY_BYTES {
@@ -122,7 +124,7 @@ impl Cancel {
 
     /// Where the request is published.
     pub(super) fn subject(&self) -> String {
-        format!("{SUBJECT}.{}", token(&self.target))
+        format!("{SUBJECT}.{}", percent(&self.target, TOKEN))
     }
 
     /// The request's body.
@@ -172,19 +174,6 @@ fn bounded(name: &str, text: Option<String>, limit: usize) -> Result<Option<Stri
     }
     let line = text.replace(char::is_control, " ");
     Ok(Some(line.trim().to_owned()).filter(|line| !line.is_empty()))
-}
-
-/// An id as one token of a subject: everything but letters, digits, `-`, `_` and `~` in percent code.
-fn token(id: &str) -> String {
-    let mut token = String::with_capacity(id.len());
-    for byte in id.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) {
-            token.push(char::from(byte));
-        } else {
-            token.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    token
 }
 
 const _: () = assert!(MAX_ID_CHARS * 4 * 3 < 4096, "nats-server takes subjects of 4096 bytes in one line");

@@ -129,7 +129,7 @@ mod tests {
     use std::sync::Weak;
 
     use super::*;
-    use crate::tool::memory::Outside;
+    use crate::{encoding::hex, tool::memory::Outside};
 
     #[test]
     fn fifteen_hundred_stored_agents_take_no_more_memory_than_the_graphs_that_are_kept() {
@@ -167,7 +167,7 @@ mod tests {
         let graphs = Graphs::new(Limits::default());
         let definition = br#"{"nodes": [{"id": "a", "type": "agent", "model": "scripted:x"}]}"#;
         graphs.prepare(definition, &Stored::new(), &toolbox).expect("it compiles");
-        let hash: String = Sha256::digest(definition).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = hex(Sha256::digest(definition));
         assert!(graphs.kept_of(definition).is_some());
         assert!(graphs.known(&hash).is_none());
         graphs.prepare_stored(&hash, (definition, &Stored::new()), &toolbox).expect("it compiles");

@@ -7,7 +7,10 @@ use std::{fmt, time::Duration};
 use async_trait::async_trait;
 
 use super::{Error, langgraph};
-use crate::value::{Name, Value};
+use crate::{
+    encoding::hex,
+    value::{Name, Value},
+};
 
 /// Largest encoded entry in bytes: the longest answers of models are about 100 KB, and the table is read by everybody.
 pub const MAX_CACHED_BYTES: usize = 256 << 10;
@@ -18,7 +21,7 @@ pub struct CacheKey(pub [u8; 32]);
 
 impl fmt::Debug for CacheKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(self.0))
     }
 }
 

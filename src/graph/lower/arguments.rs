@@ -10,8 +10,8 @@ use crate::{
         compiled::{Argument, NodeKind, ToolNode},
         definition::{ToolCallNode, ToolDefinition},
         expression::Expression,
-        json_schema::escape,
         mcp::McpName,
+        pointer::escape,
     },
     value::{Name, Value},
 };

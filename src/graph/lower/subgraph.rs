@@ -6,7 +6,7 @@ use crate::{
         compiled::{CompiledGraph, NodeKind, SubgraphNode},
         definition,
         expression::Expression,
-        json_schema::escape,
+        pointer::escape,
     },
     value::Name,
 };

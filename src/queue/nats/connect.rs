@@ -10,10 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{
     Config, Nats, Patience, RECONNECT_PAUSE, advisories, check, provision, publish::PUBLISH_TIMEOUT, pull,
 };
-use crate::{
-    job::{MAX_EVENT_BYTES, percent_decoded},
-    queue::Error,
-};
+use crate::{encoding::from_percent, job::MAX_EVENT_BYTES, queue::Error};
 
 /// Smallest `max_payload` of a server: the largest event that is published whole, and room for its headers.
 const SMALLEST_PAYLOAD: usize = MAX_EVENT_BYTES + 16 * 1024;
@@ -140,7 +137,7 @@ pub(super) async fn open(config: &Config) -> Result<Client, Error> {
 
 /// User and password of a URL, or a token alone.
 fn credentials(address: &ServerAddr) -> Option<(String, Option<String>)> {
-    let decoded = |text: &str| percent_decoded(text).unwrap_or_else(|| text.to_owned());
+    let decoded = |text: &str| from_percent(text).unwrap_or_else(|| text.to_owned());
     Some((decoded(address.username()?), address.password().map(decoded)))
 }
 

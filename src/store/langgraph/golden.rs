@@ -6,8 +6,11 @@ use bytes::Bytes;
 use serde_json::Value as Json;
 
 use super::*;
-use crate::value::{
-    Content, Interrupt, InvalidToolCall, Map, Message, Role, Send, ToolCall, ToolStatus, Usage, Value,
+use crate::{
+    encoding::hex,
+    value::{
+        Content, Interrupt, InvalidToolCall, Map, Message, Role, Send, ToolCall, ToolStatus, Usage, Value,
+    },
 };
 
 fn lines(text: &'static str) -> impl Iterator<Item = (&'static str, &'static str, Vec<u8>)> {
@@ -21,10 +24,6 @@ fn lines(text: &'static str) -> impl Iterator<Item = (&'static str, &'static str
 fn unhex(hex: &str) -> Vec<u8> {
     let digits = hex.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).expect("ASCII"));
     digits.map(|pair| u8::from_str_radix(pair, 16).expect("hex")).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn encoded(value: &Value) -> Vec<u8> {

@@ -10,6 +10,7 @@ use base64::{
 use serde_json::Value as Json;
 
 use super::REDACTED;
+use crate::encoding::{UNRESERVED, percent};
 
 /// Longest value whose encodings are known too: every spelling is as long, and keys of this length are shown whole.
 const LONGEST_ENCODED: usize = 1_024;
@@ -136,7 +137,7 @@ fn spellings(value: &str) -> BTreeSet<String> {
     let escaped = quoted.strip_prefix('"').and_then(|quoted| quoted.strip_suffix('"')).unwrap_or_default();
     let mut all = BTreeSet::from([value.to_owned(), escaped.to_owned()]);
     if value.len() <= LONGEST_ENCODED {
-        let percent = percent_encoded(value);
+        let percent = percent(value, UNRESERVED);
         all.insert(percent.replace("%20", "+"));
         all.insert(lower_escapes(&percent));
         all.insert(percent);
@@ -158,18 +159,6 @@ fn within_base64(engine: &impl Engine, value: &str, before: usize) -> String {
     let from = (before * BYTE_BITS).div_ceil(SEXTET_BITS);
     let to = bytes.len() * BYTE_BITS / SEXTET_BITS;
     text.get(from..to).unwrap_or_default().to_owned()
-}
-
-/// `text` with every byte but letters, digits and `-._~` as `%XX`.
-fn percent_encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }
 
 /// The escapes of percent-encoding in lower case.

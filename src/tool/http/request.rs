@@ -13,6 +13,7 @@ use url::Url;
 
 use super::{body::Body, pages::Paging, token::Login};
 use crate::{
+    encoding::{UNRESERVED, percent},
     graph::{HeaderValue as Written, HttpTool as Definition, SECRET, Template, secret_names},
     secrets,
     tool::Error,
@@ -154,7 +155,7 @@ impl RequestTemplate {
     }
 
     fn url(&self, args: &Map) -> Result<Url, Error> {
-        let rest = self.rest.render_escaped(&state_of(args.clone()), percent_encoded);
+        let rest = self.rest.render_escaped(&state_of(args.clone()), |text| percent(text, UNRESERVED));
         let rest = rest.map_err(|why| Error::Arguments(format!("url: {why}")))?;
         // Parsers drop these, so they must not hide a dot segment from the check below.
         let rest = rest.replace(['\t', '\n', '\r'], "");
@@ -337,18 +338,6 @@ fn climbs(rest: &str) -> bool {
     let path = rest.split(['?', '#']).next().unwrap_or_default();
     path.split(['/', '\\'])
         .any(|part| matches!(part.to_ascii_lowercase().replace("%2e", ".").as_str(), "." | ".."))
-}
-
-/// `text` with every byte but letters, digits and `-._~` as `%XX`.
-pub(super) fn percent_encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }
 
 #[cfg(test)]

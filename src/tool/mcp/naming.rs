@@ -4,6 +4,8 @@
 
 use sha2::{Digest, Sha256};
 
+use crate::encoding::hex;
+
 /// Longest name of a tool that all providers of models take.
 const MAX_NAME_CHARS: usize = 64;
 
@@ -32,8 +34,7 @@ impl Naming {
             return full;
         }
         let plain: String = full.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
-        let digest = Sha256::digest(own);
-        let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = hex(Sha256::digest(own));
         let room = MAX_NAME_CHARS - DIGEST_CHARS - 1;
         format!("{}_{}", plain.chars().take(room).collect::<String>(), &digest[..DIGEST_CHARS])
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use agent_executor::stream::EntryId;
+use agent_executor::{encoding::hex, stream::EntryId};
 use anyhow::{Context, Result, anyhow};
 use async_nats::jetstream::{self, consumer::PullConsumer};
 use fred::prelude::{Builder, ClientLike, Config as RedisConfig, StreamsInterface};
@@ -81,7 +81,7 @@ impl Observer {
             stream_seq: message.sequence,
             subject: message.subject.to_string(),
             message_id: message.headers.get("Nats-Msg-Id").map(ToString::to_string).unwrap_or_default(),
-            digest: Sha256::digest(&message.payload).iter().map(|byte| format!("{byte:02x}")).collect(),
+            digest: hex(Sha256::digest(&message.payload)),
             event: serde_json::from_slice(&message.payload).unwrap_or_default(),
         });
         Ok((published.collect(), next))

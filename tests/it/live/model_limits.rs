@@ -6,6 +6,7 @@ use std::{
 };
 
 use agent_executor::{
+    encoding::hex,
     ids::ThreadId,
     model::{
         Config, Models, Provider, Request, Turn,
@@ -22,6 +23,7 @@ use axum::{
 };
 use futures::{future::join_all, stream::pending};
 use serde_json::{Value as Json, json};
+use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
 use super::{
@@ -145,9 +147,7 @@ async fn known(redis: &Redis, pods: u32) -> Result<()> {
 
 /// The lane of the key that is used here.
 fn lane() -> String {
-    use sha2::{Digest as _, Sha256};
-    let hash: String = Sha256::digest("test").iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("openai:{}", &hash[..8])
+    format!("openai:{}", &hex(Sha256::digest("test"))[..8])
 }
 
 fn nothing(held: usize) -> Draw {

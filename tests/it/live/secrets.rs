@@ -4,6 +4,7 @@ mod outside;
 
 use std::fs;
 
+use agent_executor::encoding::hex;
 use anyhow::{Context, Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use serde_json::{Value as Json, json};
@@ -166,13 +167,12 @@ async fn stored(world: &World) -> Result<Outputs> {
 
 /// How a planted value may look: as it is, as Postgres shows bytes, and in base64 wherever it stands in it.
 fn needles() -> Vec<String> {
-    let hex = MARK.bytes().map(|byte| format!("{byte:02x}")).collect();
     let base64 = (0..3).map(|before| {
         let text = STANDARD_NO_PAD.encode([&vec![0; before], MARK.as_bytes()].concat());
         let last = (before + MARK.len()) * 8 / 6;
         text[(before * 8_usize).div_ceil(6)..last].to_owned()
     });
-    [MARK.to_owned(), hex].into_iter().chain(base64).collect()
+    [MARK.to_owned(), hex(MARK)].into_iter().chain(base64).collect()
 }
 
 fn has(text: &[u8], needle: &str) -> bool {
