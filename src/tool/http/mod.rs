@@ -33,7 +33,7 @@ use crate::{
     graph::{Effect, HttpTool as Definition},
     model::ToolSpec,
     secrets::{Asker, Secret},
-    telemetry::{Gate, Limited, Pass},
+    telemetry::{Gate, Limited, Pass, scrub::Values},
     value::Map,
 };
 use address::{PublicOnly, is_public};
@@ -67,6 +67,16 @@ pub(super) fn client() -> ClientBuilder {
         .connect_timeout(CONNECT_LIMIT)
 }
 
+/// A way that is open.
+pub(super) struct Admitted {
+    /// Reaches it.
+    pub(super) client: Client,
+    pub(super) url: Url,
+    pub(super) headers: HeaderMap,
+    /// The secrets in the headers, none of which may come back.
+    pub(super) sent: Option<Arc<Values>>,
+}
+
 /// The client and the limits that all http tools share.
 #[derive(Debug)]
 pub(super) struct HttpRequester {
@@ -93,16 +103,13 @@ impl HttpRequester {
         self.calls.clone()
     }
 
-    /// Where something other than a tool's own request goes, when the operator allows it: the client that reaches
-    /// it, the address and the headers.
-    pub(super) async fn admit(
-        &self,
-        request: &RequestTemplate,
-        asker: &Asker,
-    ) -> Result<(Client, Url, HeaderMap), Error> {
+    /// Where something other than a tool's own request goes, when the operator allows it.
+    pub(super) async fn admit(&self, request: &RequestTemplate, asker: &Asker) -> Result<Admitted, Error> {
         let secrets = self.secrets(request, asker).await?;
         let filled = request.fill(&Map::new(), |name| secrets.get(name).map(Secret::expose))?;
-        Ok((self.client.clone(), filled.url, filled.headers))
+        let sent = Values::of(secrets.values().map(Secret::expose)).map(Arc::new);
+        let (client, url, headers) = (self.client.clone(), filled.url, filled.headers);
+        Ok(Admitted { client, url, headers, sent })
     }
 
     /// Most time of one call.
@@ -255,4 +262,4 @@ impl HttpTool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -20,8 +20,8 @@ use crate::{
 };
 
 /// A server of one fixed reply that hands out the requests it got.
-pub(super) struct Server {
-    pub(super) port: u16,
+pub(in crate::tool) struct Server {
+    pub(in crate::tool) port: u16,
     pub(super) requests: mpsc::UnboundedReceiver<String>,
 }
 
@@ -29,6 +29,19 @@ pub(super) struct Server {
 pub(super) async fn serve_json(status: &str, json: &Json) -> Server {
     let reply = reply(status, "content-type: application/json\r\n", json.to_string().as_bytes());
     serve(move |_| reply.clone(), Then::Close).await
+}
+
+/// A server that answers what is posted with the JSON made of it, takes what nothing is made of, and knows no other
+/// methods.
+pub(in crate::tool) async fn serve_posted(
+    answer: impl Fn(&str) -> Option<Json> + Send + Sync + 'static,
+) -> Server {
+    let reply = move |request: &str| match answer(request) {
+        _ if !request.starts_with("POST ") => reply("405 Method Not Allowed", "", b""),
+        None => reply("202 Accepted", "", b""),
+        Some(json) => reply("200 OK", "content-type: application/json\r\n", json.to_string().as_bytes()),
+    };
+    serve(reply, Then::Close).await
 }
 
 /// What a server does after it has read a request.

@@ -34,7 +34,7 @@ use crate::{
     telemetry::{Gate, scrub::Values},
     tool::{
         Answer, Call, Error, Tell,
-        http::{HttpRequester, Redaction, RequestTemplate},
+        http::{Admitted, HttpRequester, Redaction, RequestTemplate},
     },
 };
 
@@ -77,22 +77,27 @@ impl Link {
         Self::Address { client: client.clone(), url: url.to_string(), headers: headers.collect() }
     }
 
-    async fn open(&self, tracker: &TaskTracker) -> Result<Session, Refused> {
+    /// Begins a session with a server that gets `own` secrets, or those that its definition names.
+    async fn open(&self, own: Option<&Arc<Values>>, tracker: &TaskTracker) -> Result<Session, Refused> {
+        let mut secrets = own.cloned();
         let begun = match self {
             Self::Program(McpLink::Process { command, arguments, environment }) => {
-                Session::with_program((command, arguments), environment, tracker).await
+                let program = (command.as_str(), arguments.as_slice());
+                Session::with_program(program, environment, secrets.clone(), tracker).await
             }
             Self::Program(McpLink::Http { .. }) => Err("it has no command".to_owned()),
             Self::Address { client, url, headers } => {
-                Session::with_address(client.clone(), (url, headers), tracker).await
+                Session::with_address(client.clone(), (url, headers), secrets.clone(), tracker).await
             }
             Self::Defined { request, requester, asker } => {
-                let admitted = requester.admit(request, asker).await;
-                let (client, url, headers) = admitted.map_err(Refused::Rules)?;
-                Session::with_address(client, (url.as_str(), &headers), tracker).await
+                let admitted = requester.admit(request, asker).await.map_err(Refused::Rules)?;
+                let Admitted { client, url, headers, sent } = admitted;
+                secrets = sent;
+                Session::with_address(client, (url.as_str(), &headers), secrets.clone(), tracker).await
             }
         };
-        begun.map_err(Refused::Server)
+        // No server may say a secret, not even one that it has refused.
+        begun.map_err(|why| Refused::Server(Redaction::with(secrets.as_ref()).apply(why)))
     }
 }
 
@@ -114,7 +119,7 @@ pub(super) struct Server {
     /// The operator's word on what its calls do.
     pub(super) effect: Option<Effect>,
     allowed: Vec<String>,
-    /// Those among what the operator gives it.
+    /// The secrets among what the operator gives it.
     secrets: Option<Arc<Values>>,
     pub(super) calls: Gate,
     tracker: TaskTracker,
@@ -191,12 +196,8 @@ impl Server {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn redaction(&self) -> Redaction {
-        Redaction::with(self.secrets.as_ref())
-    }
-
     fn unavailable(&self, reason: String) -> Error {
-        Error::McpUnavailable { server: self.name.clone(), reason: self.redaction().apply(reason) }
+        Error::McpUnavailable { server: self.name.clone(), reason }
     }
 
     /// There is no tool `name`.
@@ -215,9 +216,11 @@ impl Server {
             Err(_) => {
                 // It may be stuck, and what it listed before may have changed: the next one begins anew.
                 let mut state = self.state();
-                let stuck = (state.session.take(), state.listing.take());
+                let (stuck, _) = (state.session.take(), state.listing.take());
                 drop(state);
-                drop(stuck);
+                if let Some(session) = stuck {
+                    self.has_lost(&session, "it has not listed its tools in time");
+                }
                 let limit = self.connect_timeout.as_secs_f64();
                 Err(self.unavailable(format!("it has not listed its tools within {limit} seconds")))
             }
@@ -251,8 +254,9 @@ impl Server {
                     return Ok(listing);
                 }
                 Err(why) => {
-                    self.forget(&session);
+                    self.forget(&session, "it could not list its tools");
                     if tries == 0 {
+                        let why = session.redaction().apply(session.explained(why).await);
                         return Err(self.unavailable(format!("it cannot list its tools: {why}")));
                     }
                 }
@@ -269,7 +273,9 @@ impl Server {
         if let Some(session) = self.living() {
             return Ok(session);
         }
-        let opened = timeout(self.connect_timeout, Box::pin(self.link.open(&self.tracker))).await;
+        let opened =
+            timeout(self.connect_timeout, Box::pin(self.link.open(self.secrets.as_ref(), &self.tracker)))
+                .await;
         let late = |_| {
             let limit = self.connect_timeout.as_secs_f64();
             Err(Refused::Server(format!("it did not begin a session within {limit} seconds")))
@@ -288,15 +294,28 @@ impl Server {
     fn living(&self) -> Option<Arc<Session>> {
         let mut state = self.state();
         // A session that has ended takes its program along.
-        let ended = state.session.take_if(|session| !session.is_alive());
-        drop(ended);
+        if let Some(ended) = state.session.take_if(|session| !session.is_alive()) {
+            self.has_lost(&ended, "it has ended the connection");
+        }
         state.session.clone()
     }
 
     /// The next one who asks begins another session.
-    fn forget(&self, session: &Arc<Session>) {
+    fn forget(&self, session: &Arc<Session>, why: &str) {
         let forgotten = self.state().session.take_if(|current| Arc::ptr_eq(current, session));
-        drop(forgotten);
+        if let Some(session) = forgotten {
+            self.has_lost(&session, why);
+        }
+    }
+
+    /// Tells people. What servers say themselves stays out of the log: it may be made of arguments.
+    fn has_lost(&self, session: &Session, why: &str) {
+        if session.is_over_http() {
+            // Servers end idle sessions as they like.
+            tracing::info!(server = self.name, why, "a session with an MCP server was lost");
+        } else {
+            tracing::warn!(server = self.name, why, "a session with an MCP server was lost");
+        }
     }
 
     /// Calls a tool by the server's name for it.
@@ -323,26 +342,27 @@ impl Server {
                 self.late.store(0, Ordering::Release);
             }
             let error = match answered {
-                Ok(Ok(result)) => return answer::answer(&result, &self.redaction()),
+                Ok(Ok(result)) => return answer::answer(&result, &session.redaction()),
                 Ok(Err(error)) => error,
                 Err(_) => {
                     // A program that answers nothing any more is begun anew; calls that it still works on keep it.
                     let late = self.late.fetch_add(1, Ordering::AcqRel) + 1;
                     if late >= STUCK && !session.is_over_http() {
                         self.late.store(0, Ordering::Release);
-                        self.forget(&session);
+                        self.forget(&session, "it has answered none of the last calls in time");
                     }
                     return Error::Timeout(limit).into();
                 }
             };
             if may_be_over(&session, &error) {
-                self.forget(&session);
+                self.forget(&session, "a call failed");
             }
+            let told = |why| session.redaction().apply(why);
             match fate(&error) {
                 Fate::NotMade(_) if made < SESSIONS => {}
-                Fate::Refused(why) => return Error::Failed(self.redaction().apply(why)).into(),
-                Fate::NotMade(why) => return self.unavailable(why).into(),
-                Fate::Unknown(why) => return Error::Lost(self.redaction().apply(why)).into(),
+                Fate::Refused(why) => return Error::Failed(told(why)).into(),
+                Fate::NotMade(why) => return self.unavailable(told(session.explained(why).await)).into(),
+                Fate::Unknown(why) => return Error::Lost(told(session.explained(why).await)).into(),
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** a call that nobody waits for any more is cancelled at the server.
 
-use std::{collections::HashMap, future::pending, time::Duration};
+use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
 
 use indexmap::IndexMap;
 use reqwest::{
@@ -27,7 +27,10 @@ use tokio::{sync::broadcast::error::RecvError, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use super::{ear::Ear, failure, listing::MAX_TOOLS, process::Process, wire::Wire};
-use crate::tool::{Progress, Tell};
+use crate::{
+    telemetry::scrub::Values,
+    tool::{Progress, Tell, http::Redaction},
+};
 
 /// Largest message of a server in bytes, an answer with an image included.
 pub(super) const MAX_MESSAGE_BYTES: usize = 8 << 20;
@@ -62,6 +65,8 @@ pub(super) struct Session {
     service: RunningService<RoleClient, Ear>,
     ear: Ear,
     process: Option<Process>,
+    /// The secrets that the server was given.
+    secrets: Option<Arc<Values>>,
     tracker: TaskTracker,
 }
 
@@ -70,6 +75,7 @@ impl Session {
     pub(super) async fn with_program(
         (command, arguments): (&str, &[String]),
         environment: &IndexMap<String, SecretString>,
+        secrets: Option<Arc<Values>>,
         tracker: &TaskTracker,
     ) -> Result<Self, String> {
         let started = Process::start((command, arguments), environment, tracker);
@@ -78,9 +84,11 @@ impl Session {
         let ear = Ear::new();
         let transport = AsyncRwTransport::new(output, input).with_max_line_length(MAX_MESSAGE_BYTES);
         match Box::pin(ear.clone().serve(transport)).await {
-            Ok(service) => Ok(Self { service, ear, process: Some(process), tracker: tracker.clone() }),
+            Ok(service) => {
+                Ok(Self { service, ear, process: Some(process), secrets, tracker: tracker.clone() })
+            }
             Err(error) => {
-                let said = process.complaint().map(|said| format!("; it said: {said}"));
+                let said = process.complaint().await.map(|said| format!("; it said: {said}"));
                 Err(format!("{}{}", failure::refused_session(&error), said.unwrap_or_default()))
             }
         }
@@ -90,6 +98,7 @@ impl Session {
     pub(super) async fn with_address(
         client: Client,
         (url, headers): (&str, &HeaderMap),
+        secrets: Option<Arc<Values>>,
         tracker: &TaskTracker,
     ) -> Result<Self, String> {
         let headers: HashMap<HeaderName, HeaderValue> =
@@ -104,11 +113,11 @@ impl Session {
             .reinit_on_expired_session(false)
             // Calls have passed a gate already.
             .max_concurrent_requests(usize::MAX);
-        config.retry_config = std::sync::Arc::new(again);
+        config.retry_config = Arc::new(again);
         let transport = StreamableHttpClientTransport::with_client(Wire(client), config);
         let ear = Ear::new();
         match Box::pin(ear.clone().serve(transport)).await {
-            Ok(service) => Ok(Self { service, ear, process: None, tracker: tracker.clone() }),
+            Ok(service) => Ok(Self { service, ear, process: None, secrets, tracker: tracker.clone() }),
             Err(error) => Err(failure::refused_session(&error)),
         }
     }
@@ -121,6 +130,20 @@ impl Session {
     /// Whether it goes over HTTP.
     pub(super) fn is_over_http(&self) -> bool {
         self.process.is_none()
+    }
+
+    /// Of what the server must not tell anybody: the secrets it was given, however short, and those of the process.
+    pub(super) fn redaction(&self) -> Redaction {
+        Redaction::with(self.secrets.as_ref())
+    }
+
+    /// What is known of the end of a program besides `why`.
+    pub(super) async fn explained(&self, why: String) -> String {
+        let said = match &self.process {
+            Some(process) => process.last_complaint().await,
+            None => None,
+        };
+        said.map_or_else(|| why.clone(), |said| format!("{why}; among its last words: {said}"))
     }
 
     /// Whether the server has said that its tools are others now.
@@ -169,7 +192,7 @@ impl Session {
         let handle = self.service.send_cancellable_request(request, options).await?;
         let token = handle.progress_token.clone();
         let mut open = Open { handle: Some(handle), tracker: self.tracker.clone() };
-        let mut teller = Teller { tell, last: None };
+        let mut teller = Teller { tell, redaction: self.redaction(), last: None };
         let mut is_heard = true;
         loop {
             let heard = async { if is_heard { progress.recv().await } else { pending().await } };
@@ -234,6 +257,7 @@ impl Drop for Open {
 /// Passes on how far one call is, not too often.
 struct Teller<'a> {
     tell: Tell<'a>,
+    redaction: Redaction,
     last: Option<(Instant, f64)>,
 }
 
@@ -242,7 +266,8 @@ impl Teller<'_> {
         let is_due = self.last.is_none_or(|(at, done)| at.elapsed() >= PROGRESS_EVERY && said.done > done);
         if is_mine && is_due {
             self.last = Some((Instant::now(), said.done));
-            (self.tell)(said);
+            let message = said.message.map(|text| self.redaction.apply(text));
+            (self.tell)(Progress { message, ..said });
         }
     }
 }

@@ -4,6 +4,7 @@
 mod npm;
 mod odd;
 mod recordings;
+mod sent_back;
 
 use std::{
     path::{Path, PathBuf},

@@ -118,6 +118,11 @@ async fn a_server_that_dies_in_a_call_leaves_its_fate_open_and_is_started_again(
         (lost.status, lost.outcome, lost.code),
         (ToolStatus::Error, CallOutcome::Unknown, Some("TOOL_FAILED"))
     );
+    assert_eq!(
+        lost.content,
+        "TOOL_FAILED: the connection was closed before the answer came; among its last words: SystemError: no room \
+         for ***REDACTED***"
+    );
     let again = call(&find(&tools, "odd__request"), json!({})).await;
     assert_eq!(again.status, ToolStatus::Success, "{again:?}");
     assert!(!Arc::ptr_eq(&tools, &listed(&offer).await), "another program may have other tools");
