@@ -12,7 +12,9 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import urllib.parse
 
+import jsonschema
 import yaml
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -311,6 +313,29 @@ def network_problems(documents):
                 block = peer.get("ipBlock")
                 if not peer or (block and block["cidr"] == "0.0.0.0/0" and "169.254.0.0/16" not in block.get("except", [])):
                     problems.append(f"{policy['metadata']['name']} lets pods reach the cloud's metadata service")
+    return problems
+
+
+def way_problems(documents):
+    """Addresses in the cluster among the settings that no policy opens a way to, taking the ports of pods for those of their
+    Services; and large results that nobody may fetch."""
+    policies = {policy["metadata"]["name"].rpartition("-")[2]: policy["spec"] for policy in of_kind(documents, "NetworkPolicy")}
+    if not policies:
+        return []
+    ways = {(peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"], port["port"])
+            for rule in policies["egress"]["egress"] for peer in rule["to"] if "namespaceSelector" in peer for port in rule["ports"]}
+    problems = []
+    settings = next(document["data"] for document in of_kind(documents, "ConfigMap") if "PORT" in document["data"])
+    addresses = [(name, part) for name, value in settings.items() for part in value.split(",") if name != "PUBLIC_URL"]
+    for name, value in addresses:
+        address = urllib.parse.urlsplit(f"redis://{value}:6379" if name == "DRAGONFLY_HOST" else value)
+        host, port = address.hostname or "", address.port or {"https": 443}.get(address.scheme, 80)
+        service, _, rest = host.partition(".")
+        namespace, *domain = rest.split(".") if rest else (NAMESPACE, "svc")
+        if service and domain[:1] == ["svc"] and (namespace, port) not in ways:
+            problems.append(f"{name}: no way out to port {port} of {namespace}")
+    if "PUBLIC_URL" in settings and len(policies["ingress"]["ingress"][0]["from"]) < 3:
+        problems.append("PUBLIC_URL: only Prometheus and the tests may come in")
     return problems
 
 

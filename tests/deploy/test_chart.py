@@ -1,8 +1,11 @@
 """The chart: every values file against lint, schemas, pod security and itself; and each check against a planted mistake."""
 import copy
+import json
 import os
+import re
 import shutil
 import tempfile
+import textwrap
 import pathlib
 import unittest
 
@@ -52,6 +55,24 @@ class EveryValuesFile(unittest.TestCase):
 
     def test_prod_denies_all_traffic_but_the_neighbours(self):
         self.assertEqual(checks.network_problems(self.prod), [])
+
+    def test_opens_a_way_to_every_address_it_names(self):
+        # The others are parts of these.
+        for name in ("nack", *(name for name in self.rendered if "prod" in name)):
+            self.assertEqual(checks.way_problems(self.rendered[name]), [], name)
+
+    def test_the_guides_example_of_a_network_opens_its_ways(self):
+        text = (checks.ROOT / "docs/operations.md").read_text()
+        example = next(block for block in re.findall(r"(?:^    .*\n)+", text, re.M) if "extraEgress:" in block)
+        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+            file.write(textwrap.dedent(example))
+            file.flush()
+            documents = checks.render([checks.CHART / "values-prod.yaml", file.name])
+        self.assertEqual(checks.way_problems(documents) + checks.schema_problems({"example": documents}), [])
+        for policy in checks.of_kind(documents, "NetworkPolicy"):
+            for rule in policy["spec"].get("egress", []):
+                rule["ports"] = [port for port in rule["ports"] if port["port"] != 8000]
+        self.assertEqual(checks.way_problems(documents), ["MODEL_PROVIDER_VLLM_BASE_URL: no way out to port 8000 of models"])
 
     def test_sizes_reach_from_a_tenth_of_a_core_to_four(self):
         def requests(name):
@@ -281,6 +302,13 @@ class APlantedMistakeIsFound(unittest.TestCase):
         self.assert_found(checks.network_problems(closed), "no way out to port 5432")
         undenied = [document for document in self.prod if not document["metadata"]["name"].endswith("-deny")]
         self.assert_found(checks.network_problems(undenied), "nothing denies")
+        for setting, words in [("networkPolicy.ingressFrom=null", "PUBLIC_URL: only Prometheus"),
+                               ("config.K_SINK=http://sink.crm.svc:8080", "K_SINK: no way out to port 8080 of crm"),
+                               ("config.K_SINK=http://sink", f"K_SINK: no way out to port 80 of {checks.NAMESPACE}"),
+                               ("networkPolicy.nats.namespace=other", "NATS_URL: no way out to port 4222 of nats"),
+                               ("networkPolicy.dragonfly.port=1", "DRAGONFLY_HOST: no way out to port 6379")]:
+            documents = checks.render([checks.CHART / "values-prod.yaml"], [setting])
+            self.assert_found(checks.way_problems(documents), words)
 
 
 if __name__ == "__main__":
