@@ -3,6 +3,7 @@
 The tests beside this file run each check on the real files and on a planted mistake.
 """
 import concurrent.futures
+import functools
 import itertools
 import json
 import os
@@ -144,12 +145,45 @@ def restricted(documents):
     return problems
 
 
+@functools.cache
+def settings_table():
+    """The README's table of settings, which a test compares with src/config/table.rs."""
+    return (ROOT / "README.md").read_text().split("<!-- settings -->")[1].split("<!-- /settings -->")[0]
+
+
+def _pattern(name):
+    return re.escape(name).replace("<NAME>", "[A-Z0-9_]+")
+
+
 def known_settings():
     """Names of the README's table of settings, with those of families as prefixes."""
-    table = (ROOT / "README.md").read_text().split("<!-- settings -->")[1].split("<!-- /settings -->")[0]
-    names = re.findall(r"`([A-Z][A-Z0-9_]*(?:<NAME>)?[A-Z0-9_]*)`", table)
-    patterns = [re.escape(name).replace("<NAME>", "[A-Z0-9_]+") for name in names]
-    return re.compile("|".join(patterns))
+    names = re.findall(r"`([A-Z][A-Z0-9_]*(?:<NAME>)?[A-Z0-9_]*)`", settings_table())
+    return re.compile("|".join(map(_pattern, names)))
+
+
+# Marked secret because an address may carry a password; without one it is none.
+ADDRESSES = {"NATS_URL", "DATABASE_URL", "DRAGONFLY_URL", "REDIS_URL", "K_SINK"}
+
+
+def settings_by_row():
+    return [re.findall(r"`([A-Z][A-Z0-9_<>]+)`", row.split(" | ")[0]) for row in settings_table().splitlines()]
+
+
+def secret_settings():
+    """Names of settings that are secrets, as the table marks them: `X` beside `X_FILE`."""
+    return {name for names in settings_by_row() if names and names[-1] == f"{names[0]}_FILE" for name in names[:-1]} - ADDRESSES
+
+
+def is_secret(name):
+    return not name.endswith("_FILE") and any(re.fullmatch(_pattern(secret), name) for secret in secret_settings())
+
+
+def open_secrets(schema):
+    """Secrets that the schema of values lets into `config`, and settings that it keeps out although they are none."""
+    let_in = jsonschema.Draft7Validator(schema["properties"]["config"])
+    names = {name.replace("<NAME>", "A_1") for names in settings_by_row() for name in names}
+    return [f"config takes {name}" if is_secret(name) else f"config does not take {name}"
+            for name in sorted(names) if let_in.is_valid({name: "x"}) == is_secret(name)]
 
 
 def settings_problems(documents):
@@ -166,7 +200,7 @@ def settings_problems(documents):
             continue
         settings = {name: value for source in names for name, value in maps[source].items()}
         problems += [f"{name} is no setting" for name in settings if not known.fullmatch(name)]
-        problems += [f"{name} is a secret" for name in settings if re.search(r"(_API_KEY|PASSWORD)$", name)]
+        problems += [f"{name} is a secret" for name in settings if is_secret(name)]
         grace = float(settings["SHUTDOWN_GRACE_SECONDS"])
         if spec["terminationGracePeriodSeconds"] <= grace:
             problems.append("Kubernetes kills the pod within its own grace (terminationGracePeriodSeconds)")
@@ -184,7 +218,7 @@ def file_problems(settings, spec, container):
     """Settings that name a file where the container has no volume, or another one than the file takes."""
     files = {name: path for name, path in settings.items() if path.startswith("/")}
     if "VAULT_AUTH_ROLE" in settings:
-        default = re.search(r"^\| `VAULT_JWT_FILE` \| `(.+?)`", (ROOT / "README.md").read_text(), re.M)[1]
+        default = re.search(r"^\| `VAULT_JWT_FILE` \| `(.+?)`", settings_table(), re.M)[1]
         files.setdefault("VAULT_JWT_FILE", default)
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     problems = []

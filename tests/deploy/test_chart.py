@@ -49,6 +49,11 @@ class EveryValuesFile(unittest.TestCase):
         for name, documents in self.rendered.items():
             self.assertEqual(checks.settings_problems(documents), [], name)
 
+    def test_takes_no_secret_where_everybody_reads_it(self):
+        schema = json.loads((checks.CHART / "values.schema.json").read_text())
+        self.assertEqual(checks.open_secrets(schema), [])
+        self.assertLessEqual({"PG_PASSWORD", "VAULT_TOKEN", "SECRET_<NAME>", "MCP_SERVER_<NAME>_HEADERS"}, set(checks.secret_settings()))
+
     def test_refers_to_what_is_there(self):
         for name, documents in self.rendered.items():
             self.assertEqual(checks.reference_problems(documents), [], name)
@@ -207,11 +212,20 @@ class APlantedMistakeIsFound(unittest.TestCase):
             "nats.provision=maybe", "nats.replicas=6", "monitoring.kind=Scrape", "shutdownGraceSeconds=-1",
             "terminationMarginSeconds=0", "nats.maxDeliver=1", "strategy.maxSurge=-1", "resources.request.cpu=1",
             "networkPolicy.nats.port=99999", "sizes.small.jobs=0", "externalSecret.store.kind=Vault",
+            "config.VAULT_TOKEN=x", "config.SECRET_CRM=x", "config.HTTP_TOOL_SECRET_CRM=x", "config.MCP_SERVER_DOCS_HEADERS=x",
             "vault.role=executor", "vault.address=vault:8200", "vault.rolle=x",
         ]
         for setting in nonsense:
             with self.subTest(setting), self.assertRaises(ValueError):
                 checks.render(settings=[setting])
+
+    def test_in_what_the_schema_of_values_keeps_out(self):
+        schema = json.loads((checks.CHART / "values.schema.json").read_text())
+        kept_out = schema["properties"]["config"]["propertyNames"]["not"]["anyOf"]
+        secrets = kept_out.pop()
+        self.assertEqual(checks.open_secrets(schema), ["config takes HTTP_TOOL_SECRET_A_1", "config takes SECRET_A_1"])
+        kept_out += [secrets, {"pattern": "^VAULT_"}]
+        self.assert_found(checks.open_secrets(schema), "config does not take VAULT_ADDR")
 
     def test_by_the_schemas_of_kubernetes_and_the_operators(self):
         def misspell(document):
