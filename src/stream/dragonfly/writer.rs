@@ -26,27 +26,40 @@ use super::{
     link::Link,
     queue::{Most, Queue, Queued, count_dropped},
 };
-use crate::{ids::ThreadId, stream::EventType, telemetry::metric};
+use crate::{
+    ids::ThreadId,
+    stream::{Event, EventType},
+    telemetry::metric,
+};
 
-/// Appends entries to a stream and publishes those that were not refused, in one step nobody can come between.
+/// Appends entries to a stream and publishes those that were not refused, in one step nobody can come between. A stream
+/// that takes nothing lives no longer for it: one that is ahead of its thread goes in its time.
 ///
 /// KEYS: the stream. ARGV: the channel, the length, the seconds, then id, entry and message (empty: the entry) each.
-/// Answers the ids that were refused, or `!` and why the server takes none.
+/// Answers the ids that were refused, with a `<` before those that another claim is ahead of; or `!` and why the server
+/// takes none.
 const SCRIPT: &str = r"
-local refused = {}
+local refused, appended, newest = {}, false, nil
 for i = 4, #ARGV, 3 do
   local done = redis.pcall('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], ARGV[i], 'event', ARGV[i + 1])
   if type(done) == 'table' and done.err then
     if not string.find(done.err, 'equal or smaller', 1, true) then return {'!', done.err} end
-    refused[#refused + 1] = ARGV[i]
+    if not newest then
+      local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+      newest = last and string.match(last[1], '^%d+') or ''
+    end
+    local mark = ''
+    if string.match(ARGV[i], '^%d+') ~= newest then mark = '<' end
+    refused[#refused + 1] = mark .. ARGV[i]
   else
+    appended, newest = true, nil
     local message = ARGV[i + 2]
     if message == '' then message = ARGV[i + 1] end
     local sent = redis.pcall('PUBLISH', ARGV[1], message)
     if type(sent) == 'table' and sent.err then return {'!', sent.err} end
   end
 end
-redis.call('EXPIRE', KEYS[1], ARGV[3])
+if appended then redis.call('EXPIRE', KEYS[1], ARGV[3]) end
 return refused
 ";
 
@@ -77,7 +90,7 @@ const CONNECTION_PATIENCE: Duration = Duration::from_secs(1);
 /// How long a link may stay silent before it is replaced: a half-open connection, or fred stuck in a write, ends here.
 const LINK_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Least time between two warnings about refused events; each flush of a thread could make one.
+/// Least time between two warnings of one kind about refused events; each flush of a thread could make one.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// What the server says when it cannot do its work for now, whoever asks.
@@ -105,7 +118,10 @@ pub(super) struct Writer {
     failures: u32,
     /// Flushes in a row that found no answer although the server had answered just before.
     strikes: u32,
+    /// When it was last said that the server takes no events of a thread.
     warned: Option<Instant>,
+    /// When it was last said that a stream is ahead of its thread.
+    warned_of_ahead: Option<Instant>,
 }
 
 /// Why a flush did not arrive as a whole.
@@ -122,18 +138,34 @@ enum Setback {
 /// What the server made of one thread's part of a flush.
 #[derive(Debug, PartialEq, Eq)]
 enum Reply {
-    /// Appended and published, but for these ids.
-    Appended {
-        refused: Vec<String>,
-    },
+    /// Appended and published, but for these.
+    Appended(Refused),
     /// The server takes no such event.
     Refused(String),
     Failed(Setback),
 }
 
+/// Ids that the server did not take, since they are not above the last one of the stream.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Refused {
+    /// The stream has events of the same claim up to here: these came before, from whomever.
+    there: Vec<String>,
+    /// The stream has events of a later claim, as its ids say.
+    behind: Vec<String>,
+}
+
 impl Writer {
     pub(super) fn new(config: Config, queue: Arc<Queue>, link: Arc<Link>) -> Self {
-        Self { config, queue, link, script: None, failures: 0, strikes: 0, warned: None }
+        Self {
+            config,
+            queue,
+            link,
+            script: None,
+            failures: 0,
+            strikes: 0,
+            warned: None,
+            warned_of_ahead: None,
+        }
     }
 
     /// Sends until `cancel`; what waits then is dropped.
@@ -233,7 +265,7 @@ impl Writer {
         let mut setback = None;
         for (part, reply) in parts.into_iter().zip(replies) {
             match reply {
-                Reply::Appended { refused } => count_published(&part, &refused),
+                Reply::Appended(refused) => self.count(&part, &refused),
                 Reply::Refused(reason) => self.give_up(&part, &reason),
                 Reply::Failed(why) => {
                     left.extend(part);
@@ -286,10 +318,9 @@ impl Writer {
 
     fn give_up(&mut self, part: &[Queued], reason: &str) {
         part.iter().for_each(|queued| count_dropped(queued.event.event_type));
-        if self.warned.is_some_and(|at| at.elapsed() < WARN_EVERY) {
+        if !is_due(&mut self.warned) {
             return;
         }
-        self.warned = Some(Instant::now());
         let thread_id = part.first().map(|queued| queued.event.thread_id.as_str());
         tracing::warn!(
             thread_id,
@@ -298,6 +329,46 @@ impl Writer {
             "stream server takes no run events of a thread"
         );
     }
+
+    /// Counts what arrived, and what readers will never see.
+    fn count(&mut self, part: &[Queued], Refused { there, behind }: &Refused) {
+        let is_whole = there.is_empty() && behind.is_empty();
+        let (mut counts, mut lost) = ([0_u64; EventType::ALL.len()], Vec::new());
+        for queued @ Queued { event, is_repeat, .. } in part {
+            // One that was sent before without an answer arrived then, as far as anybody knows.
+            let id = (!is_whole && !is_repeat).then(|| event.id.to_string());
+            match id {
+                Some(id) if behind.contains(&id) => lost.push(queued),
+                Some(id) if there.contains(&id) => {}
+                Some(_) | None => counts[event.event_type as usize] += 1,
+            }
+        }
+        for (kind, count) in EventType::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0) {
+            metrics::counter!(metric::REDIS_PUBLISHED, "event_type" => kind.as_str()).increment(count);
+        }
+        lost.iter().for_each(|queued| count_dropped(queued.event.event_type));
+        if let Some(first) = lost.first()
+            && is_due(&mut self.warned_of_ahead)
+        {
+            let Event { thread_id, id, .. } = &first.event;
+            tracing::warn!(
+                %thread_id,
+                %id,
+                events = lost.len(),
+                code = "STREAM_AHEAD",
+                "run events reach nobody: the stream of their thread has later ids"
+            );
+        }
+    }
+}
+
+/// Whether a warning is due that was last given at `last`; if so, it is given now.
+fn is_due(last: &mut Option<Instant>) -> bool {
+    let is_due = last.is_none_or(|at| at.elapsed() >= WARN_EVERY);
+    if is_due {
+        *last = Some(Instant::now());
+    }
+    is_due
 }
 
 /// The pause before the server is asked again: twice as long after each failure.
@@ -333,7 +404,7 @@ fn read(answer: Result<Value, FredError>) -> Reply {
                     Reply::Refused(reason.clone())
                 };
             }
-            _ => return Reply::Appended { refused: answer },
+            _ => return Reply::Appended(refused(answer)),
         },
         Err(error) => error,
     };
@@ -353,15 +424,15 @@ fn is_server_trouble(reply: &str) -> bool {
     SERVER_TROUBLE.contains(&word)
 }
 
-fn count_published(part: &[Queued], refused: &[String]) {
-    let mut counts = [0_u64; EventType::ALL.len()];
-    for Queued { event, is_repeat, .. } in part {
-        let arrived = refused.is_empty() || *is_repeat || !refused.contains(&event.id.to_string());
-        counts[event.event_type as usize] += u64::from(arrived);
+fn refused(ids: Vec<String>) -> Refused {
+    let mut refused = Refused::default();
+    for id in ids {
+        match id.strip_prefix('<') {
+            Some(id) => refused.behind.push(id.to_owned()),
+            None => refused.there.push(id),
+        }
     }
-    for (kind, count) in EventType::ALL.into_iter().zip(counts).filter(|(_, count)| *count > 0) {
-        metrics::counter!(metric::REDIS_PUBLISHED, "event_type" => kind.as_str()).increment(count);
-    }
+    refused
 }
 
 #[cfg(test)]
@@ -378,8 +449,9 @@ mod tests {
 
     #[test]
     fn answers_say_what_arrived_and_what_never_will() {
-        assert_eq!(answer(&[]), Reply::Appended { refused: vec![] });
-        assert_eq!(answer(&["1-1"]), Reply::Appended { refused: vec!["1-1".into()] });
+        assert_eq!(answer(&[]), Reply::Appended(Refused::default()));
+        let refused = Refused { there: vec!["2-1".into()], behind: vec!["1-1".into()] };
+        assert_eq!(answer(&["<1-1", "2-1"]), Reply::Appended(refused));
         let taken = "WRONGTYPE Operation against a key holding the wrong kind of value";
         assert_eq!(answer(&["!", taken]), Reply::Refused(taken.into()));
         assert_eq!(answer(&["!", "OOM command not allowed"]), Reply::Failed(Setback::Server));

@@ -2,7 +2,11 @@
 
 mod readers;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io::Write,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use agent_executor::{
     ids::{Epoch, JobId, Namespace, SystemClock, ThreadId},
@@ -251,6 +255,72 @@ async fn a_zombies_events_and_repeats_are_refused_and_not_published() {
     }
     assert_eq!(count(&counters, "agent_executor_redis_publish_total{event_type=\"end\"}"), 1);
     assert_eq!(count(&counters, "agent_executor_redis_publish_total{event_type=\"on_tool_start\"}"), 0);
+    let dropped =
+        |kind| count(&counters, &format!("agent_executor_stream_dropped_total{{event_type=\"{kind}\"}}"));
+    assert_eq!((dropped("on_tool_start"), dropped("end")), (1, 1), "nobody will see what the zombie says");
+    assert_eq!(dropped("on_attempt_start"), 0, "a repeat was seen");
+}
+
+/// A place for the log of this thread's tasks.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("unbroken").extend_from_slice(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Keeps what is logged from now on.
+    fn keep(&self) -> impl Drop {
+        let log = self.clone();
+        tracing::subscriber::set_default(
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone()).finish(),
+        )
+    }
+
+    fn lines_with(&self, word: &str) -> usize {
+        let log = String::from_utf8(self.0.lock().expect("unbroken").clone()).expect("UTF-8");
+        log.lines().filter(|line| line.contains(word)).count()
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_ahead_of_its_thread_is_told_of_and_lives_no_longer_for_what_it_refuses() {
+    let redis = Redis::start().await.unwrap();
+    let (counters, _counting) = counters();
+    let log = Log::default();
+    let _keeping = log.keep();
+    let mut raw = Raw::connect(&redis).await;
+    // As a database leaves it that is gone: another one counts its claims from 1.
+    raw.call(&["XADD", "langgraph:stream:t 1", "900-3", "event", "{}"]).await;
+    raw.call(&["EXPIRE", "langgraph:stream:t 1", "1000"]).await;
+    let sender = Sender::start(&redis);
+    let emitter = sender.emitter(2);
+    for _ in 0..3 {
+        emit(&emitter, EventType::Custom);
+        sender.flush().await;
+    }
+    let dropped =
+        |kind| count(&counters, &format!("agent_executor_stream_dropped_total{{event_type=\"{kind}\"}}"));
+    assert_eq!(dropped("on_custom"), 3);
+    assert_eq!(log.lines_with("STREAM_AHEAD"), 1, "one word about all of them");
+    let ttl = raw.call(&["TTL", "langgraph:stream:t 1"]).await;
+    assert!((1..=1000).contains(&ttl.as_i64().unwrap()), "{ttl}");
+
+    raw.call(&["DEL", "langgraph:stream:t 1"]).await;
+    emit(&emitter, EventType::End);
+    sender.flush().await;
+    assert_eq!(raw.entries(&thread()).await[0].1["event_type"], "end");
+    assert_eq!(dropped("end"), 0);
+    let ttl = raw.call(&["TTL", "langgraph:stream:t 1"]).await;
+    assert!((3500..=3600).contains(&ttl.as_i64().unwrap()), "{ttl}");
 }
 
 #[tokio::test]
