@@ -1,7 +1,8 @@
 //! Whether a provider that fails is asked at all. Pure: times are spans since some moment, and calls are made elsewhere.
 //!
 //! A breaker opens when many of the calls of a window failed. Open, it lets nobody through; then one call, the probe, whose
-//! answer closes it, and whose failure keeps it open as long again.
+//! answer closes it, and whose failure keeps it open as long again. A probe of which nothing is heard is not waited for
+//! for ever: another one follows it.
 
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ const WINDOW: Duration = Duration::from_secs(30);
 const ONE_IN: u32 = 2;
 /// When to ask again while the probe is on its way.
 const PROBE_TAKES: Duration = Duration::from_secs(5);
+/// How long nobody but the probe gets through, whatever it does: many models take no longer to begin, and a call that waits
+/// for the provider has its chance within its patience of two minutes.
+const PROBE_ALONE: Duration = Duration::from_secs(30);
 
 /// When a breaker opens, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +63,7 @@ pub(super) struct Breaker {
 enum State {
     Closed { since: Duration, calls: u32, failures: u32 },
     Open { until: Duration },
-    Probing,
+    Probing { until: Duration },
 }
 
 impl Breaker {
@@ -72,7 +76,7 @@ impl Breaker {
     pub(super) fn is_open(&self) -> bool {
         match self.state {
             State::Closed { .. } => false,
-            State::Open { .. } | State::Probing => true,
+            State::Open { .. } | State::Probing { .. } => true,
         }
     }
 
@@ -80,8 +84,8 @@ impl Breaker {
     pub(super) fn refuses(&self, now: Duration) -> Option<Duration> {
         match self.state {
             State::Open { until } if until > now => Some(until - now),
-            State::Closed { .. } | State::Open { .. } => None,
-            State::Probing => Some(PROBE_TAKES),
+            State::Probing { until } if until > now => Some(PROBE_TAKES.min(until - now)),
+            State::Closed { .. } | State::Open { .. } | State::Probing { .. } => None,
         }
     }
 
@@ -92,8 +96,8 @@ impl Breaker {
         }
         match self.state {
             State::Closed { .. } => Ok(Entry::Call),
-            State::Open { .. } | State::Probing => {
-                self.state = State::Probing;
+            State::Open { .. } | State::Probing { .. } => {
+                self.state = State::Probing { until: now + PROBE_ALONE };
                 Ok(Entry::Probe)
             }
         }
@@ -103,12 +107,14 @@ impl Breaker {
     pub(super) fn left(&mut self, now: Duration, entry: Entry, verdict: Verdict) {
         let open = State::Open { until: now + self.config.open };
         match (&mut self.state, entry, verdict) {
-            (State::Probing, Entry::Probe, Verdict::Answered) => self.state = closed(now),
-            (State::Probing, Entry::Probe, Verdict::Failed) => self.state = open,
+            (State::Probing { .. }, Entry::Probe, Verdict::Answered) => self.state = closed(now),
+            (State::Probing { .. }, Entry::Probe, Verdict::Failed) => self.state = open,
             // The next one is the probe.
-            (State::Probing, Entry::Probe, Verdict::Unknown) => self.state = State::Open { until: now },
+            (State::Probing { .. }, Entry::Probe, Verdict::Unknown) => {
+                self.state = State::Open { until: now };
+            }
             // Calls that were on their way when it opened say nothing new.
-            (State::Open { .. }, _, _) | (State::Probing, Entry::Call, _) => {}
+            (State::Open { .. }, _, _) | (State::Probing { .. }, Entry::Call, _) => {}
             (State::Closed { .. }, _, Verdict::Unknown) => {}
             (State::Closed { since, calls, failures }, _, Verdict::Answered | Verdict::Failed) => {
                 if now.saturating_sub(*since) > WINDOW {
@@ -177,6 +183,18 @@ mod tests {
         assert_eq!(breaker.enter(at(63)), Ok(Entry::Probe));
         breaker.left(at(64), Entry::Probe, Verdict::Answered);
         assert_eq!((breaker.is_open(), breaker.enter(at(64))), (false, Ok(Entry::Call)));
+    }
+
+    #[test]
+    fn a_probe_of_which_nothing_is_heard_is_followed_by_another() {
+        let mut breaker = after(&[(1, Verdict::Failed); 3]);
+        assert_eq!(breaker.enter(at(40)), Ok(Entry::Probe));
+        assert_eq!((breaker.enter(at(60)), breaker.enter(at(68))), (Err(PROBE_TAKES), Err(at(2))));
+        assert_eq!((breaker.enter(at(70)), breaker.enter(at(70))), (Ok(Entry::Probe), Err(PROBE_TAKES)));
+        breaker.left(at(71), Entry::Probe, Verdict::Answered);
+        assert!(!breaker.is_open(), "either of them closes it");
+        breaker.left(at(72), Entry::Probe, Verdict::Failed);
+        assert!(!breaker.is_open(), "the other one counts like any call");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One answer as it arrives: bytes → events → chunks, with an eye on the clock.
 //!
 //! **Invariant:** the stream ends after [`Chunk::Done`] or after one error, never with neither.
+//! **Invariant:** [`Chunk::Begun`] follows what the provider says of its answer: a status of 200 alone may be a gateway's.
 
 use std::collections::VecDeque;
 
@@ -30,6 +31,8 @@ pub(super) struct Exchange {
     timeouts: Timeouts,
     start: Instant,
     first_byte_seen: bool,
+    /// Whether it was said that the answer has begun.
+    is_begun: bool,
     decoder: sse::Decoder,
     assembly: Box<dyn Assemble>,
     ready: VecDeque<Chunk>,
@@ -57,6 +60,7 @@ impl Exchange {
             timeouts,
             start,
             first_byte_seen: false,
+            is_begun: false,
             decoder: sse::Decoder::default(),
             assembly,
             ready: VecDeque::new(),
@@ -87,6 +91,10 @@ impl Exchange {
     /// The next chunk, with what is needed to go on.
     async fn next(mut self) -> Result<Option<(Chunk, Option<Self>)>, Error> {
         loop {
+            if !self.is_begun && self.failure.is_none() && self.assembly.progress() != Progress::Silent {
+                self.is_begun = true;
+                return Ok(Some((Chunk::Begun, Some(self))));
+            }
             if let Some(chunk) = self.ready.pop_front() {
                 return Ok(Some((chunk, Some(self))));
             }

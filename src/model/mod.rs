@@ -69,6 +69,9 @@ pub struct ToolSpec {
 /// A part of a model's answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Chunk {
+    /// The provider answers, be it with thoughts or calls first: before everything else, and at most once. An answer that
+    /// comes in one piece needs none.
+    Begun,
     /// A piece of text.
     Text(String),
     /// The whole answer; always last, exactly once. Boxed, since every piece is moved as if it were one.

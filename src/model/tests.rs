@@ -17,13 +17,15 @@ pub(in crate::model) async fn collect(
         Ok(stream) => stream,
         Err(error) => return (Vec::new(), Err(error)),
     };
-    let mut pieces = Vec::new();
+    let (mut pieces, mut is_first) = (Vec::new(), true);
     let outcome = loop {
         match stream.next().await.expect("a stream ends with Done or an error") {
+            Ok(Chunk::Begun) => assert!(is_first, "something came before the beginning"),
             Ok(Chunk::Text(text)) => pieces.push(text),
             Ok(Chunk::Done(reply)) => break Ok(*reply),
             Err(error) => break Err(error),
         }
+        is_first = false;
     };
     assert!(stream.next().await.is_none(), "something came after the end");
     if let Ok(reply) = &outcome {

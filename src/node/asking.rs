@@ -317,8 +317,8 @@ async fn stream(
             heard = tokio::time::Instant::now();
         }
         match chunk {
+            Some(Ok(Chunk::Begun)) => turn.hears(),
             Some(Ok(Chunk::Text(piece))) => {
-                turn.hears();
                 if is_first && is_heard {
                     task.tries.says(message_id);
                 }

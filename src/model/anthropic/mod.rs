@@ -104,6 +104,9 @@ impl Turn {
             let reply = match self.chunks.next().await {
                 None => return Ok(None),
                 Some(Err(error)) => return Err(error),
+                // It goes on with what has begun.
+                Some(Ok(Chunk::Begun)) if self.pauses > 0 => continue,
+                Some(Ok(Chunk::Begun)) => return Ok(Some((Chunk::Begun, Some(self)))),
                 Some(Ok(Chunk::Text(text))) => return Ok(Some((Chunk::Text(text), Some(self)))),
                 Some(Ok(Chunk::Done(reply))) => *reply,
             };

@@ -2,10 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::StreamExt;
+use futures::{StreamExt, stream::BoxStream};
 use serde_json::json;
 
-use super::server::{Server, Step, answer};
+use super::server::{Server, Step, answer, cut};
 use crate::{
     graph::ModelApi,
     model::{Chunk, Config, Dialect, Error, Models, Provider, Request, Timeouts, retry::Policy},
@@ -15,8 +15,12 @@ use crate::{
 const DIALECTS: [Dialect; 3] =
     [Dialect::OpenAi(ModelApi::ChatCompletions), Dialect::OpenAi(ModelApi::Responses), Dialect::Anthropic];
 
-/// The failure of a call in `dialect` to the server at `url`.
-async fn failure(dialect: Dialect, url: &str, timeouts: Timeouts) -> Error {
+/// A call in `dialect` to the server at `url`.
+async fn call(
+    dialect: Dialect,
+    url: &str,
+    timeouts: Timeouts,
+) -> Result<BoxStream<'static, Result<Chunk, Error>>, Error> {
     let provider = match dialect {
         Dialect::OpenAi(_) => Provider::openai(None, Some(url.to_owned())),
         Dialect::Anthropic => Provider::anthropic(None, Some(url.to_owned())),
@@ -33,7 +37,12 @@ async fn failure(dialect: Dialect, url: &str, timeouts: Timeouts) -> Error {
         output_schema: None,
         retry: 0,
     };
-    let stream = match models.provider("p").expect("configured").call(request.into()).await {
+    models.provider("p").expect("configured").call(request.into()).await
+}
+
+/// The failure of a call in `dialect` to the server at `url`.
+async fn failure(dialect: Dialect, url: &str, timeouts: Timeouts) -> Error {
+    let stream = match call(dialect, url, timeouts).await {
         Ok(stream) => stream,
         Err(error) => return error,
     };
@@ -87,6 +96,40 @@ async fn a_status_has_its_class_in_every_dialect() {
             let error = failure(dialect, &server.url, Timeouts::default()).await;
             assert_eq!(class(&error), expected, "{dialect:?} {status} {headers:?}: {error}");
         }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_begins_with_its_thoughts_and_not_with_a_status_or_an_error() {
+    const EVENTS: [&str; 1] = ["content-type: text/event-stream"];
+    for dialect in DIALECTS {
+        let (thought, error) = match dialect {
+            Dialect::OpenAi(ModelApi::ChatCompletions) => (
+                json!({ "choices": [{ "index": 0, "delta": { "reasoning_content": "Hm" } }] }),
+                json!({ "error": { "type": "server_error", "message": "no" } }),
+            ),
+            Dialect::OpenAi(ModelApi::Responses) => (
+                json!({ "type": "response.created", "response": { "status": "in_progress" } }),
+                json!({ "type": "error", "message": "no" }),
+            ),
+            Dialect::Anthropic => (
+                json!({ "type": "message_start", "message": { "model": "m" } }),
+                json!({ "type": "error", "error": { "type": "overloaded_error", "message": "no" } }),
+            ),
+        };
+        let sent = |event: &serde_json::Value| format!(": hello\n\ndata: {event}\n\n").into_bytes();
+        let steps = cut(200, &EVENTS, &sent(&thought), 4096).into_iter().chain([Step::AwaitHangUp]);
+        let server = Server::start(vec![steps.collect()]);
+        let mut stream = call(dialect, &server.url, Timeouts::default()).await.expect("begun");
+        let first = stream.next().await.expect("a chunk").expect("good");
+        assert_eq!(first, Chunk::Begun, "{dialect:?}");
+        drop(stream);
+        server.hang_up().await;
+
+        let server = Server::start(vec![answer(200, &EVENTS, &sent(&error), 4096)]);
+        let stream = call(dialect, &server.url, Timeouts::default()).await.expect("a status of 200");
+        let parts: Vec<Result<Chunk, Error>> = stream.collect().await;
+        assert!(matches!(&parts[..], [Err(_)]), "{dialect:?}: {parts:?}");
     }
 }
 

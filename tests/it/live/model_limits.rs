@@ -21,10 +21,10 @@ use axum::{
     http::{HeaderMap, StatusCode},
     response::{IntoResponse, Response},
 };
-use futures::{future::join_all, stream::pending};
+use futures::{StreamExt as _, future::join_all, stream};
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     outages::metric,
@@ -93,6 +93,23 @@ fn anthropic(text: &str) -> Response {
         "id": "1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn",
         "content": [{ "type": "text", "text": text }], "usage": { "input_tokens": 5, "output_tokens": 2 },
     }))
+}
+
+/// Streamed: a thought at once, and the answer when `released` says so.
+fn thoughtful(released: watch::Receiver<bool>) -> Response {
+    let event = |event: Json| Ok::<_, std::convert::Infallible>(Bytes::from(format!("data: {event}\n\n")));
+    let thought = event(json!({ "choices": [{ "index": 0, "delta": { "reasoning_content": "Hm" } }] }));
+    let said = event(
+        json!({ "choices": [{ "index": 0, "delta": { "content": "fine" }, "finish_reason": "stop" }] }),
+    );
+    let later = stream::once(async move {
+        let mut released = released;
+        // Nobody releases it any more once the test has ended.
+        let _ = released.wait_for(|released| *released).await;
+        said
+    });
+    let body = Body::from_stream(stream::iter([thought]).chain(later));
+    ([("content-type", "text/event-stream")], body).into_response()
 }
 
 fn refused(status: StatusCode, retry_after: &str) -> Response {
@@ -345,5 +362,40 @@ async fn a_provider_that_fails_is_left_alone_and_its_fallback_speaks_another_dia
     };
     servers::until("readers are told that the job waits", WITHIN, told).await?;
     assert_eq!(failing.calls().len(), 5);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_probe_that_thinks_lets_the_others_through_before_its_answer() -> Result<()> {
+    let (release, released) = watch::channel(false);
+    let mock = Mock::start(move |calls| match calls.len() {
+        1 => refused(StatusCode::BAD_GATEWAY, "0"),
+        2 => thoughtful(released.clone()),
+        _ => openai("fine"),
+    })
+    .await?;
+    let world = World::start().await?;
+    let base = format!("{}/v1", mock.url);
+    let settings = [
+        ("OPENAI_BASE_URL", base.as_str()),
+        ("OPENAI_API_KEY", "test"),
+        ("MODEL_BREAKER_FAILURES", "1"),
+        ("MODEL_BREAKER_SECONDS", "0.1"),
+        // Nothing but the probe's own words may end the test.
+        ("MODEL_IDLE_TIMEOUT_SECONDS", "600"),
+    ];
+    let executor = world.executor_with(&settings).await?;
+    let model = definition(json!({ "provider": "openai", "model": "m" }));
+    world.publish(&request("thinks", &model, "hi")).await?;
+    let is_closed = || async {
+        let open = metric(&executor, "agent_executor_llm_breaker_open{provider=\"openai\"}").await;
+        mock.calls().len() == 2 && open.is_ok_and(|open| open < 0.5)
+    };
+    servers::until("the probe closes the breaker", WITHIN, is_closed).await?;
+    let result = world.run(&request("passes", &model, "hi")).await?;
+    assert_eq!(result["data"]["result"]["output"], "fine", "{result}");
+    assert!(world.results_of("thinks").await?.is_empty(), "the probe is still at it");
+    release.send(true)?;
+    assert_eq!(world.result_of("thinks").await?["data"]["result"]["output"], "fine");
     Ok(())
 }
