@@ -214,6 +214,7 @@ fn models(settings: &Settings, problems: &mut Vec<Problem>) -> model::Config {
             call: settings.span("MODEL_CALL_TIMEOUT_SECONDS"),
         },
         max_concurrent: settings.size("MODEL_MAX_CONCURRENT"),
+        limit_parts: u32::try_from(settings.count("MODEL_LIMIT_PARTS")).expect("at most 1,000,000"),
         prices: Arc::new(providers::prices(settings, problems)),
         cache: model::CacheConfig {
             enabled: settings.flag("MODEL_CACHE"),

@@ -191,6 +191,12 @@ pub(super) static TABLE: &[Setting] = &[
     setting("MODEL_IDLE_TIMEOUT_SECONDS", WAIT, "30", "Time from one piece of an answer to the next"),
     setting("MODEL_CALL_TIMEOUT_SECONDS", WAIT, "600", "Time for a whole answer"),
     setting("MODEL_MAX_CONCURRENT", NUMBER, "512", "Model calls at once in one process; others wait"),
+    setting(
+        "MODEL_LIMIT_PARTS",
+        NUMBER,
+        "1",
+        "Processes that limits of providers are divided among until the Redis-protocol server says how many there are",
+    ),
     optional(
         "MODEL_PRICES_FILE",
         Kind::Path,

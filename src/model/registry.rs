@@ -46,6 +46,9 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// `MODEL_MAX_CONCURRENT`: calls at the same time in this process; others wait.
     pub max_concurrent: usize,
+    /// `MODEL_LIMIT_PARTS`: processes that the providers' limits are divided among until the pool they share has told how
+    /// many there are.
+    pub limit_parts: u32,
     /// When a provider that fails is not asked for a while.
     pub breaker: breaker::Config,
     /// What models cost; `MODEL_PRICES_FILE` adds to it.
@@ -133,6 +136,7 @@ impl Default for Config {
             scripted_dir: None,
             timeouts: Timeouts::default(),
             max_concurrent: 512,
+            limit_parts: 1,
             breaker: breaker::Config::default(),
             prices: Arc::default(),
             cache: CacheConfig::default(),
@@ -207,7 +211,7 @@ impl Models {
         let allowed = Arc::new(AllowedHosts::parse(&config.allowed_hosts)?);
         let (mut providers, mut lanes) = (BTreeMap::new(), Vec::new());
         for (name, provider) in config.providers {
-            lanes.push(lane(&name, &provider, config.breaker));
+            lanes.push(lane(&name, &provider, (config.limit_parts, config.breaker)));
             let (allowed, timeouts) = (allowed.clone(), config.timeouts);
             let model: Arc<dyn ChatModel> = match provider.dialect {
                 Dialect::OpenAi(api) => Arc::new(OpenAi::new(&name, (provider, api), allowed, timeouts)?),
@@ -220,7 +224,7 @@ impl Models {
         // Scripts are in this process: nobody limits them, and their failures are meant.
         let breaker = breaker::Config { failures: 0, ..config.breaker };
         let limits = Limits::default();
-        lanes.push(Lane { provider: SCRIPTED.to_owned(), shared_as: None, limits, breaker });
+        lanes.push(Lane { provider: SCRIPTED.to_owned(), shared_as: None, limits, parts: 1, breaker });
         let closing = CancellationToken::new();
         let desk = Arc::new(Desk::new(lanes, config.max_concurrent, closing.clone()));
         let (prices, cache) = (config.prices, config.cache);
@@ -273,11 +277,11 @@ impl Models {
 }
 
 /// The lane of a provider: processes with the same key share what it allows.
-fn lane(name: &str, provider: &Provider, breaker: breaker::Config) -> Lane {
+fn lane(name: &str, provider: &Provider, (parts, breaker): (u32, breaker::Config)) -> Lane {
     let key = provider.key.as_ref().map_or("", |key| key.expose_secret().trim());
     let hash = hex(Sha256::digest(key));
     let shared_as = Some(format!("{name}:{}", &hash[..KEY_DIGITS]));
-    Lane { provider: name.to_owned(), shared_as, limits: provider.limits, breaker }
+    Lane { provider: name.to_owned(), shared_as, limits: provider.limits, parts, breaker }
 }
 
 #[cfg(test)]

@@ -184,6 +184,13 @@ class EveryValuesFile(unittest.TestCase):
         self.assertEqual((data["MAX_BYTES_IN_FLIGHT"], data["LEASE_SECONDS"], data["STREAM_CUMULATIVE_TEXT"]),
                          ("268435456", "5", "true"))
 
+    def test_limits_of_models_are_divided_among_the_most_pods_there_may_be(self):
+        def parts(*settings):
+            return checks.of_kind(checks.render(settings=settings), "ConfigMap")[0]["data"]["MODEL_LIMIT_PARTS"]
+        self.assertEqual(parts("keda.enabled=true", "keda.maxReplicas=7"), "7")
+        self.assertEqual(parts("keda.enabled=false", "replicas=3"), "3")
+        self.assertEqual(parts("config.MODEL_LIMIT_PARTS=12"), "12")
+
     def test_the_program_takes_its_settings(self):
         for name, documents in self.rendered.items():
             self.assertEqual(checks.refused_settings(documents), [], name)

@@ -123,7 +123,7 @@ impl Desk {
                 known.settled = known.settled.saturating_add(draw.settled);
                 known.has_news |= !draw.pause.is_zero();
                 if !was_away && self.posts[lane].lane.limits.are_any() {
-                    let (provider, pods) = (self.provider(lane), known.pods.max(1));
+                    let (provider, pods) = (self.provider(lane), known.pods);
                     tracing::warn!(provider, pods, %error, "model limits are not shared for now; this process keeps to its share");
                 }
             }

@@ -38,6 +38,8 @@ pub(in crate::model) struct Lane {
     /// What it allows.
     pub(in crate::model) limits: Limits,
     /// When it is not asked any more.
+    /// Processes that its limits are divided among until the pool has told how many there are.
+    pub(in crate::model) parts: u32,
     pub(in crate::model) breaker: breaker::Config,
 }
 
@@ -77,7 +79,7 @@ pub(super) struct LaneState {
     pub(super) held: usize,
     /// What this process has used of its share.
     pub(super) own: Bucket,
-    /// Processes that the pool last saw; 0 when it was never asked.
+    /// Processes that the pool last saw, and before its first answer those that the operator expects.
     pub(super) pods: u32,
     pub(super) paused_until: Option<Instant>,
     /// A pause the pool has not heard of.
@@ -144,7 +146,7 @@ impl Desk {
             taken: 0,
             most,
             in_use: InUse::new(Limited::ModelCalls, most),
-            lanes: lanes.iter().map(|_| LaneState::default()).collect(),
+            lanes: lanes.iter().map(|lane| LaneState { pods: lane.parts, ..LaneState::default() }).collect(),
             starved: VecDeque::new(),
         };
         let post = |lane: Lane| Post { rates: Rates::of(&lane.limits, 1), lane, bell: Notify::new() };

@@ -17,6 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Away, Desk, Draw, Drawn, Lane, Limits, Place, Pool, bucket::Bucket};
 use crate::{ids::ThreadId, model::breaker};
 
+/// Processes that the operator of a test expects.
+const PARTS: u32 = 10;
+
 /// A pool in memory, for the processes of one test.
 struct Tank {
     origin: Instant,
@@ -69,8 +72,9 @@ impl Pool for Pipe {
 }
 
 fn desk(limits: Limits, places: usize) -> Arc<Desk> {
-    let breaker = breaker::Config::default();
-    let lane = |name: &str| Lane { provider: name.into(), shared_as: Some(name.into()), limits, breaker };
+    let (breaker, parts) = (breaker::Config::default(), PARTS);
+    let lane =
+        |name: &str| Lane { provider: name.into(), shared_as: Some(name.into()), limits, parts, breaker };
     Arc::new(Desk::new(vec![lane("p"), lane("q")], places, CancellationToken::new()))
 }
 
@@ -159,6 +163,24 @@ async fn processes_share_a_rate_and_keep_to_their_part_while_the_pool_is_away() 
     let times = seconds(&one, 30).await;
     let last = times.iter().fold(0.0_f64, |last, time| last.max(*time));
     assert!(near(last, 2.0), "10 at once, then 10 a second: {last}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_starts_while_the_pool_is_away_takes_the_part_the_operator_expects() {
+    let tank = Tank::new();
+    tank.is_away.store(true, Ordering::SeqCst);
+    let new = process(&tank, "new", requests(600));
+    let last = |times: Vec<f64>| times.into_iter().fold(0.0_f64, f64::max);
+    let alone = last(seconds(&new, 10).await);
+    assert!(near(alone, 9.0), "one at once, then one a second: {alone}");
+
+    tank.is_away.store(false, Ordering::SeqCst);
+    sleep(Duration::from_secs(60)).await;
+    drop(place(&new, "t").await);
+    tank.is_away.store(true, Ordering::SeqCst);
+    sleep(Duration::from_secs(60)).await;
+    let known = last(seconds(&new, 30).await);
+    assert!(near(known, 2.0), "the pool saw nobody else: {known}");
 }
 
 #[tokio::test(start_paused = true)]
