@@ -41,10 +41,15 @@ impl Models {
         }
         let tokens = if desk.counts_tokens(lane) { estimate(request) } else { 0 };
         let since = Instant::now();
-        let place = desk.place(lane, thread, tokens).await;
+        let placed = tokio::select! {
+            biased;
+            place = desk.place(lane, thread, tokens) => Ok(place),
+            // It need not come to the head of the line to learn that.
+            retry_in = desk.refused(lane, &door) => Err(refused(retry_in)),
+        };
         metrics::histogram!(metric::LLM_WAIT_SECONDS, "provider" => desk.provider(lane).to_owned())
             .record(since.elapsed().as_secs_f64());
-        // It may have opened while the call waited.
+        let place = placed?;
         let entry = desk.enter(lane, &door).map_err(refused)?;
         Ok(Turn { place, door, entry: Some(entry), tokens })
     }
@@ -134,13 +139,14 @@ fn verdict(error: &Error) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{pin::pin, sync::Arc};
 
+    use futures::FutureExt as _;
     use serde_json::{from_value, json};
     use tokio::time::sleep;
 
     use super::*;
-    use crate::model::{Config, breaker};
+    use crate::model::{Config, Provider, breaker, limit::Limits};
 
     fn request(settings: serde_json::Value) -> Request {
         Request {
@@ -190,6 +196,27 @@ mod tests {
         let probe = turn(&models, &asked).await.expect("the next probe");
         probe.failed(&Error::Rejected { provider: "openai".into(), status: 400, message: "no".into() });
         turn(&models, &asked).await.expect("closed: it answers, if only to refuse").answered(None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_in_line_leaves_it_when_the_provider_is_not_asked_any_more() {
+        let breaker = breaker::Config { failures: 1, open: Duration::from_secs(3600) };
+        let limits = Limits { requests_per_minute: Some(1), ..Limits::default() };
+        let mut config = Config { breaker, ..Config::default() };
+        config.providers.insert("openai".into(), Provider { limits, ..Provider::openai(None, None) });
+        let models = Models::new(config).expect("valid");
+        let asked = request(json!({ "provider": "openai", "model": "m" }));
+        let elsewhere = request(json!({ "model": "m", "base_url": "http://elsewhere/v1" }));
+        let first = turn(&models, &asked).await.expect("it goes at once");
+        let began = tokio::time::Instant::now();
+        let (mut second, mut other) = (pin!(turn(&models, &asked)), pin!(turn(&models, &elsewhere)));
+        assert!((&mut second).now_or_never().is_none() && (&mut other).now_or_never().is_none());
+        first.failed(&Error::Unavailable { provider: "openai".into(), message: "down".into() });
+        let error = second.await.err().expect("refused");
+        assert_eq!((error.code(), began.elapsed()), ("MODEL_BREAKER_OPEN", Duration::ZERO));
+        other.await.expect("another server").answered(None);
+        let waited = began.elapsed();
+        assert!((59..=61).contains(&waited.as_secs()), "it is the next, after a minute: {waited:?}");
     }
 
     #[tokio::test(start_paused = true)]

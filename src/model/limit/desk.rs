@@ -4,6 +4,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
@@ -37,9 +38,9 @@ pub(in crate::model) struct Lane {
     pub(in crate::model) shared_as: Option<String>,
     /// What it allows.
     pub(in crate::model) limits: Limits,
-    /// When it is not asked any more.
     /// Processes that its limits are divided among until the pool has told how many there are.
     pub(in crate::model) parts: u32,
+    /// When it is not asked any more.
     pub(in crate::model) breaker: breaker::Config,
 }
 
@@ -60,6 +61,8 @@ pub(super) struct Post {
     pub(super) rates: Rates,
     /// Wakes the clerk.
     pub(super) bell: Notify,
+    /// Tells those in line that the provider is not asked any more at some address.
+    refusing: Notify,
 }
 
 pub(super) struct State {
@@ -149,7 +152,10 @@ impl Desk {
             lanes: lanes.iter().map(|lane| LaneState { pods: lane.parts, ..LaneState::default() }).collect(),
             starved: VecDeque::new(),
         };
-        let post = |lane: Lane| Post { rates: Rates::of(&lane.limits, 1), lane, bell: Notify::new() };
+        let post = |lane: Lane| {
+            let rates = Rates::of(&lane.limits, 1);
+            Post { rates, lane, bell: Notify::new(), refusing: Notify::new() }
+        };
         let desk = Self {
             state: Mutex::new(state),
             posts: lanes.into_iter().map(post).collect(),
@@ -249,6 +255,19 @@ impl Desk {
         self.locked().lanes[lane].breakers.get(door)?.refuses(now)
     }
 
+    /// Waits until the provider is not asked at this address; in what time it may be.
+    pub(in crate::model) async fn refused(&self, lane: usize, door: &Option<String>) -> Duration {
+        loop {
+            let mut refusing = pin!(self.posts[lane].refusing.notified());
+            // From now on nothing is missed.
+            refusing.as_mut().enable();
+            if let Some(retry_in) = self.refuses(lane, door) {
+                return retry_in;
+            }
+            refusing.await;
+        }
+    }
+
     /// What came of a call that entered at this address.
     pub(in crate::model) fn left(
         &self,
@@ -275,6 +294,9 @@ impl Desk {
                 false => tracing::warn!(provider, "the provider fails; it is not asked for a while"),
                 true => tracing::info!(provider, "the provider answers again"),
             }
+        }
+        if verdict == Verdict::Failed && breaker.refuses(now).is_some() {
+            self.posts[lane].refusing.notify_waiters();
         }
         let open = breakers.values().filter(|breaker| breaker.is_open()).count();
         self.gauge(lane, metric::LLM_BREAKER_OPEN, open);
