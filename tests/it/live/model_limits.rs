@@ -292,7 +292,7 @@ async fn a_storm_of_refusals_ends_with_every_job_completed_and_the_rate_kept() -
 
 #[tokio::test]
 async fn a_process_has_one_name_in_the_database_and_among_those_that_share_limits() -> Result<()> {
-    let silent = |_: &[Instant]| Body::from_stream(pending::<Result<Bytes>>()).into_response();
+    let silent = |_: &[Instant]| Body::from_stream(stream::pending::<Result<Bytes>>()).into_response();
     let mock = Mock::start(silent).await?;
     let world = World::start().await?;
     let base = format!("{}/v1", mock.url);
