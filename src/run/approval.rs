@@ -2,27 +2,21 @@
 
 use std::sync::Arc;
 
-use super::{Error, Running, task::TaskEnd};
-use crate::{
-    graph::ApprovalNode,
-    node::{self, TaskView},
-    pregel::{Dialogue, Write},
-    store::Deadline,
+use super::{
+    Error,
+    task::{TaskEnd, TaskRun},
 };
+use crate::{graph::ApprovalNode, node, pregel::Write, store::Deadline};
 
 /// Asks what `node` asks. The deadline is stored before the question is: a crash in between asks the same question,
 /// which keeps its deadline.
-pub(super) async fn ask(
-    running: &Running,
-    view: TaskView<'_>,
-    node: &ApprovalNode,
-    dialogue: &mut Dialogue<'_>,
-) -> Result<TaskEnd, Error> {
+pub(super) async fn ask(run: &mut TaskRun<'_>, node: &ApprovalNode) -> Result<TaskEnd, Error> {
+    let (running, view) = (run.here.running, run.view);
     let question = match node::question(view, node) {
         Ok(question) => question,
         Err(error) => return Ok(TaskEnd::Failed(error.failure(&view.node.name))),
     };
-    match dialogue.ask(question) {
+    match run.dialogue.ask(question) {
         Ok(answer) => Ok(TaskEnd::Finished(vec![Write::new(node.writes.clone(), answer)])),
         Err(interrupt) => {
             if let Some((limit, default)) = &node.deadline {

@@ -47,12 +47,11 @@ fn input_value(running: &Running, graph: &CompiledGraph) -> Result<Map, Failure>
 
 /// A job's input on its thread. Values that their channels cannot take are a mistake of the request.
 pub(super) fn arrive_with_input(
-    running: &Running,
     frame: &Frame,
     base: Option<&Saved>,
     stamps: Stamps<'_>,
 ) -> Result<Arrival, Failure> {
-    let input = input_value(running, &frame.graph)?;
+    let input = input_value(stamps.running, &frame.graph)?;
     arrive(frame, base, input, stamps).map_err(|failed| match failed.code.as_str() {
         "STATE_UNFOLDABLE" => failure(code::BAD_REQUEST, format!("/input: {}", failed.message)),
         _ => failed,

@@ -9,12 +9,15 @@ use std::{sync::Arc, time::Duration};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::{Error, Running, committer::Committer, policy, position::Position, task::Replied};
+use super::{
+    Error, policy,
+    position::Here,
+    task::{Replied, TaskRun},
+};
 use crate::{
     graph::Effect,
-    ids,
-    node::{self, TaskView},
-    pregel::{Dialogue, Question},
+    ids, node,
+    pregel::Question,
     store::{self, EffectRow, EffectState},
     telemetry::metric,
     tool::{Answer, CallOutcome, SharedTool},
@@ -35,14 +38,12 @@ const DID_NOT_HAPPEN: &str = "did_not_happen";
 
 /// Answers `call` of a tool that changes something: from the ledger, by a person, or by making it.
 pub(super) async fn call(
-    running: &Running,
-    committer: &Committer,
-    position: &Position,
-    (view, call, tool): (TaskView<'_>, &ToolCall, &SharedTool),
-    dialogue: &mut Dialogue<'_>,
+    run: &mut TaskRun<'_>,
+    call: &ToolCall,
+    tool: &SharedTool,
 ) -> Result<Replied, Error> {
-    let mut entry = Entry::new((running, committer), view, call, tool);
-    let mut in_doubt = match entry.look_up(position, dialogue).await? {
+    let mut entry = Entry::new(run, call, tool);
+    let mut in_doubt = match entry.look_up().await? {
         Found::Answered(answer) => return Ok(Replied::Answer { answer, is_replayed: true }),
         Found::InDoubt => true,
         Found::ToMake => false,
@@ -51,17 +52,17 @@ pub(super) async fn call(
     // Every turn but the first takes an answer of a person, or is one that the tool's or the node's policy allows.
     loop {
         if in_doubt {
-            match entry.ask(dialogue).await? {
+            match entry.ask().await? {
                 Decision::Waits(interrupt) => return Ok(Replied::Waits(vec![interrupt])),
                 Decision::Made(answer) => return entry.settle(answer).await,
                 Decision::NotMade => {}
             }
         }
-        let answer = entry.make(dialogue.used().len()).await?;
+        let answer = entry.make().await?;
         made += 1;
         let may_repeat = !entry.is_irreversible() || answer.outcome == CallOutcome::NotMade;
         let own = tool.policy().retry.as_ref();
-        if may_repeat && policy::call_again(running, (view, own), (&answer, made)).await? {
+        if may_repeat && policy::call_again(entry.run, own, &answer, made).await? {
             in_doubt = false;
             continue;
         }
@@ -98,29 +99,19 @@ where
 }
 
 /// What the ledger says of a call. Only a task that may have been run before can stand in it.
-async fn earlier(
-    running: &Running,
-    position: &Position,
-    view: TaskView<'_>,
-    call: &ToolCall,
-) -> Result<Option<EffectRow>, Error> {
-    if !position.is_known && view.tries.number() == 0 {
+async fn earlier(run: &TaskRun<'_>, call: &ToolCall) -> Result<Option<EffectRow>, Error> {
+    let (attempt, view) = (&run.here.running.attempt, run.view);
+    if !run.position.is_known && view.tries.number() == 0 {
         return Ok(None);
     }
-    let attempt = &running.attempt;
     let rows = attempt.ports.store.effects(&attempt.claim.thread_id, view.ns, view.id).await?;
     let call_id = row_id(&call.id);
     Ok(rows.into_iter().find(|row| row.call_id == call_id))
 }
 
 /// Whether account is kept of the call, whatever its tool says of itself now.
-pub(super) async fn is_kept(
-    running: &Running,
-    position: &Position,
-    view: TaskView<'_>,
-    call: &ToolCall,
-) -> Result<bool, Error> {
-    Ok(earlier(running, position, view, call).await?.is_some())
+pub(super) async fn is_kept(run: &TaskRun<'_>, call: &ToolCall) -> Result<bool, Error> {
+    Ok(earlier(run, call).await?.is_some())
 }
 
 /// What the ledger has of a call.
@@ -142,23 +133,17 @@ enum Decision {
 }
 
 /// A call and its row in the ledger.
-struct Entry<'a> {
-    running: &'a Running,
-    committer: &'a Committer,
-    view: TaskView<'a>,
+struct Entry<'a, 'run> {
+    run: &'a mut TaskRun<'run>,
     call: &'a ToolCall,
     tool: &'a SharedTool,
     row: EffectRow,
 }
 
-impl<'a> Entry<'a> {
+impl<'a, 'run> Entry<'a, 'run> {
     /// Of a call that nothing is stored of.
-    fn new(
-        (running, committer): (&'a Running, &'a Committer),
-        view: TaskView<'a>,
-        call: &'a ToolCall,
-        tool: &'a SharedTool,
-    ) -> Self {
+    fn new(run: &'a mut TaskRun<'run>, call: &'a ToolCall, tool: &'a SharedTool) -> Self {
+        let (running, view) = (run.here.running, run.view);
         let row = EffectRow {
             ns: view.ns.clone(),
             task_id: view.id.clone(),
@@ -171,7 +156,7 @@ impl<'a> Entry<'a> {
             asked: 0,
             answer: None,
         };
-        Self { running, committer, view, call, tool, row }
+        Self { run, call, tool, row }
     }
 
     fn is_irreversible(&self) -> bool {
@@ -179,10 +164,8 @@ impl<'a> Entry<'a> {
     }
 
     /// Goes on from what the ledger says of the call.
-    async fn look_up(&mut self, position: &Position, dialogue: &mut Dialogue<'_>) -> Result<Found, Error> {
-        let Some(earlier) = earlier(self.running, position, self.view, self.call).await? else {
-            return Ok(Found::ToMake);
-        };
+    async fn look_up(&mut self) -> Result<Found, Error> {
+        let Some(earlier) = earlier(self.run, self.call).await? else { return Ok(Found::ToMake) };
         // What a tool says of itself may change from one attempt to the next; the graver word counts.
         self.row.effect = self.row.effect.max(earlier.effect);
         let told = earlier.answer.as_ref().and_then(Answer::from_value);
@@ -196,20 +179,20 @@ impl<'a> Entry<'a> {
             _ if !self.is_irreversible() => return Ok(Found::ToMake),
             _ => {}
         }
-        dialogue.skip(earlier.asked);
+        self.run.dialogue.skip(earlier.asked);
         self.row.asked = earlier.asked;
         self.row.state = earlier.state;
         Ok(Found::InDoubt)
     }
 
-    /// Makes the call once its intent is stored, which `asked` questions came before.
-    async fn make(&mut self, asked: usize) -> Result<Answer, Error> {
+    /// Makes the call once its intent is stored.
+    async fn make(&mut self) -> Result<Answer, Error> {
+        let Here { running, committer, .. } = self.run.here;
         let turn = self.tool.turn().await;
-        self.row.asked = asked;
+        self.row.asked = self.run.dialogue.used().len();
         self.row.state = EffectState::Intended;
-        let lease = self.running.attempt.ports.store.lease();
-        while_held(lease, || self.committer.effect(self.row.clone())).await?;
-        let answer = node::run_tool(&self.running.scope, self.view, self.call).await;
+        while_held(running.attempt.ports.store.lease(), || committer.effect(self.row.clone())).await?;
+        let answer = node::run_tool(&running.scope, self.run.view, self.call).await;
         drop(turn);
         if self.is_irreversible() && answer.outcome == CallOutcome::NotMade {
             // Whoever goes on after a crash in the pause that may follow need ask nobody.
@@ -220,7 +203,7 @@ impl<'a> Entry<'a> {
 
     async fn store(&mut self, state: EffectState) -> Result<(), Error> {
         self.row.state = state;
-        self.committer.effect(self.row.clone()).await
+        self.run.here.committer.effect(self.row.clone()).await
     }
 
     async fn settle(mut self, answer: Answer) -> Result<Replied, Error> {
@@ -234,12 +217,12 @@ impl<'a> Entry<'a> {
         Ok(Replied::Answer { answer, is_replayed: false })
     }
 
-    async fn ask(&mut self, dialogue: &mut Dialogue<'_>) -> Result<Decision, Error> {
+    async fn ask(&mut self) -> Result<Decision, Error> {
         if self.row.state != EffectState::Unknown {
             self.store(EffectState::Unknown).await?;
             count("unknown");
         }
-        let answer = match dialogue.ask(self.question()) {
+        let answer = match self.run.dialogue.ask(self.question()) {
             Ok(answer) => answer,
             Err(interrupt) => return Ok(Decision::Waits(Arc::new(interrupt))),
         };

@@ -10,11 +10,9 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::{
-    Error, Reason, Running, cache, code,
-    committer::Committer,
-    failure,
-    position::{Frame, Position},
-    task::{self, TaskEnd, Worked},
+    Error, Reason, Running, cache, code, failure,
+    position::{Here, Position},
+    task::{self, TaskEnd, TaskRun, Worked},
 };
 use crate::{
     graph::{FailureClass, Node, NodeKind, Retry},
@@ -29,11 +27,12 @@ use crate::{
 
 /// Runs `task` as its node's policy says.
 pub(super) async fn run(
-    running: &Running,
-    committer: &Committer,
-    frame: &Frame,
-    (task, position, state): (&Task, &Position, &State),
+    here: Here<'_>,
+    task: &Task,
+    position: &Position,
+    state: &State,
 ) -> Result<Worked, Error> {
+    let Here { running, frame, .. } = here;
     let Some(node) = frame.graph.node(&task.name) else {
         let failed = failure(code::INTERNAL, format!("no node {:?} in the graph", task.name));
         return Ok(finished(TaskEnd::Failed(failed)));
@@ -53,7 +52,7 @@ pub(super) async fn run(
     loop {
         let tries = Try::new(number);
         let view = TaskView { tries: &tries, ..view };
-        let one = task::work(running, committer, frame, (task, position, view));
+        let one = task::work(here, task, position, view);
         let worked = within(limit(node), Box::pin(one)).await.unwrap_or_else(|limit| {
             let failed = node::Error::Timeout(limit.as_secs_f64()).failure(&node.name);
             Ok(finished(TaskEnd::Failed(failed)))
@@ -98,7 +97,7 @@ async fn earlier(running: &Running, view: TaskView<'_>) -> Earlier {
     match slot.load(running, view).await {
         None => Earlier::Run(slot),
         Some(writes) => {
-            let end = task::lead_on(view.graph, &view.node.routes, view, writes);
+            let end = task::lead_on(view, writes);
             Earlier::End(end.map_or_else(|failed| routed(running, view, failed), TaskEnd::Finished))
         }
     }
@@ -162,13 +161,15 @@ const PASSING: [&str; 6] = [
     "SECRET_UNAVAILABLE",
 ];
 
-/// Whether a call of a tool that came to `answer` as the `made`-th is to be made again, by what the tool says or
-/// else its node; waits until it may be. Only for calls that may be made twice.
+/// Whether a call of a tool that came to `answer` as the `made`-th is to be made again, by the tool's
+/// `own` policy or else its node's; waits until it may be. Only for calls that may be made twice.
 pub(super) async fn call_again(
-    running: &Running,
-    (view, own): (TaskView<'_>, Option<&Retry>),
-    (answer, made): (&Answer, u32),
+    run: &TaskRun<'_>,
+    own: Option<&Retry>,
+    answer: &Answer,
+    made: u32,
 ) -> Result<bool, Error> {
+    let (running, view) = (run.here.running, run.view);
     let code = answer.code.filter(|code| PASSING.contains(code));
     let (Some(retry), Some(code)) = (own.or(view.node.policy.retry.as_ref()), code) else {
         return Ok(false);

@@ -1,12 +1,17 @@
-//! Where a graph that runs stands: the graph and its place, the checkpoint it has reached, what pauses after it.
+//! Where a graph that runs stands: its attempt, the graph and its place, the checkpoint it has reached, what pauses
+//! after it.
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::metadata::{job_step, paused_after};
+use super::{
+    Running,
+    committer::Committer,
+    metadata::{job_step, paused_after},
+};
 use crate::{
     graph::CompiledGraph,
     ids::{CheckpointId, Namespace},
-    node::{TaskView, ToolSet},
+    node::ToolSet,
     pregel::{Checkpoint, PendingWrite},
     store::Saved,
     value::Name,
@@ -23,20 +28,13 @@ pub(super) struct Frame {
     pub(super) limit: u32,
 }
 
-impl Frame {
-    /// The frame of `graph`, which the task in `view` runs under a namespace of its own, from checkpoint `from` of this
-    /// one.
-    pub(super) fn inside(
-        &self,
-        (view, from): (TaskView<'_>, &CheckpointId),
-        graph: &Arc<CompiledGraph>,
-        tools: &Arc<ToolSet>,
-    ) -> Self {
-        let mut parents = self.parents.clone();
-        parents.insert(self.ns.to_string(), from.clone());
-        let (ns, limit) = (self.ns.child(&view.node.name, view.id), graph.recursion_limit);
-        Self { graph: graph.clone(), tools: tools.clone(), ns, parents, limit }
-    }
+/// A graph that runs, and the attempt it runs in.
+#[derive(Clone, Copy)]
+pub(super) struct Here<'a> {
+    pub(super) running: &'a Running,
+    /// Where the attempt's supersteps go.
+    pub(super) committer: &'a Committer,
+    pub(super) frame: &'a Frame,
 }
 
 /// Where a graph stands.

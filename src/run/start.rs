@@ -12,7 +12,7 @@ use super::{
     definition, failure, halted,
     metadata::{is_own, job_step},
     output,
-    position::{Frame, Position},
+    position::{Frame, Here, Position},
     spent,
     stamps::Stamps,
     superstep::{Ended, run_graph},
@@ -63,8 +63,9 @@ async fn from(running: &Running, newest: Option<Saved>) -> Result<Report, Error>
         ns: Namespace::root(),
         parents: BTreeMap::new(),
     };
-    match enter(running, &frame, committer, newest).await? {
-        Ok(position) => to_the_end(running, &frame, committer, position).await,
+    let here = Here { running, committer, frame: &frame };
+    match enter(here, newest).await? {
+        Ok(position) => to_the_end(here, position).await,
         Err(failed) => Ok(failed_before_start(failed)),
     }
 }
@@ -73,13 +74,9 @@ fn failed_before_start(failed: Failure) -> Report {
     Report::early(Outcome::Failed(failed))
 }
 
-async fn to_the_end(
-    running: &Running,
-    frame: &Frame,
-    committer: &Committer,
-    position: Position,
-) -> Result<Report, Error> {
-    let ended = run_graph(running, committer, frame, position).await?;
+async fn to_the_end(here: Here<'_>, position: Position) -> Result<Report, Error> {
+    let Here { running, committer, frame } = here;
+    let ended = run_graph(here, position).await?;
     let (outcome, untold, step) = match (ended.how, ended.last) {
         (Ended::Done(state), last) => {
             let completed = || Outcome::Completed(output(&frame.graph, &state));
@@ -101,12 +98,8 @@ async fn to_the_end(
 }
 
 /// Finds the checkpoint the run starts from, and makes the job's input part of the thread.
-async fn enter(
-    running: &Running,
-    frame: &Frame,
-    committer: &Committer,
-    newest: Option<Saved>,
-) -> Result<Result<Position, Failure>, Error> {
+async fn enter(here: Here<'_>, newest: Option<Saved>) -> Result<Result<Position, Failure>, Error> {
+    let Here { running, committer, frame } = here;
     let job = &running.attempt.job;
     let newest = match newest {
         Some(own) if is_own(running, &own) => return Ok(Ok(Position::resumed(own))),
@@ -134,7 +127,7 @@ async fn enter(
     let stamps = Stamps { running, floor };
     let arrival = match &job.command {
         Some(command) => command::arrive(frame, command, base, stamps),
-        None => arrive_with_input(running, frame, base.as_ref(), stamps),
+        None => arrive_with_input(frame, base.as_ref(), stamps),
     };
     let Arrival { position, step, answers } = match arrival {
         Ok(arrival) => arrival,

@@ -5,19 +5,17 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 use super::{
-    Error, Running,
+    Error,
     arrival::arrive,
-    committer::Committer,
     metadata::{EPOCH, is_own},
-    position::{Frame, Position},
+    position::{Here, Position},
     spent,
     stamps::Stamps,
     superstep::{Ended, run_graph},
-    task::TaskEnd,
+    task::{TaskEnd, TaskRun},
 };
 use crate::{
     graph::{Expression, SubgraphNode},
-    ids::CheckpointId,
     job::Failure,
     node::{self, TaskView},
     pregel::{self, Write},
@@ -25,56 +23,48 @@ use crate::{
 };
 
 /// Runs the graph of a `subgraph` node under the task's own namespace, from where an earlier attempt left it.
-pub(super) async fn run(
-    running: &Running,
-    committer: &Committer,
-    frame: &Frame,
-    (view, from, subgraph): (TaskView<'_>, &CheckpointId, &SubgraphNode),
-) -> Result<TaskEnd, Error> {
+pub(super) async fn run(run: &TaskRun<'_>, subgraph: &SubgraphNode) -> Result<TaskEnd, Error> {
+    let (tools, view) = (&run.here.frame.tools, run.view);
     // A graph has the tools of its own definition and no others.
-    let tools = frame.tools.nested(&view.node.name).unwrap_or(&frame.tools);
-    let child = frame.inside((view, from), &subgraph.graph, tools);
+    let child = run.inside(&subgraph.graph, tools.nested(&view.node.name).unwrap_or(tools));
     let input = || input(view, &subgraph.input);
-    Ok(match nested(running, committer, &child, input).await? {
+    Ok(match nested(Here { frame: &child, ..run.here }, input).await? {
         Ended::Done(state) => output(view, &subgraph.output, &state).into(),
         Ended::Failed(failed) => TaskEnd::Failed(from_inside(view, failed)),
         Ended::Interrupted(interrupts) => TaskEnd::Waits(interrupts),
     })
 }
 
-/// Runs `child` with `input`, or from where an earlier attempt left it, and stores what it leaves.
+/// Runs the nested graph with `input`, or from where an earlier attempt left it, and stores what it leaves.
 pub(super) async fn nested(
-    running: &Running,
-    committer: &Committer,
-    child: &Frame,
+    here: Here<'_>,
     input: impl FnOnce() -> Result<Map, Failure>,
 ) -> Result<Ended, Error> {
-    let position = match enter(running, committer, child, input).await? {
+    let position = match enter(here, input).await? {
         Ok(position) => position,
         Err(failed) => return Ok(Ended::Failed(failed)),
     };
-    let ended = run_graph(running, committer, child, position).await?;
+    let ended = run_graph(here, position).await?;
     let waiting = match &ended.how {
         Ended::Interrupted(_) => Some(ended.unfinished),
         Ended::Done(_) | Ended::Failed(_) => {
             for writes in ended.unfinished {
-                committer.writes(writes).await?;
+                here.committer.writes(writes).await?;
             }
             None
         }
     };
-    committer.leave(&child.ns, waiting).await?;
+    here.committer.leave(&here.frame.ns, waiting).await?;
     Ok(ended.how)
 }
 
 async fn enter(
-    running: &Running,
-    committer: &Committer,
-    child: &Frame,
+    here: Here<'_>,
     input: impl FnOnce() -> Result<Map, Failure>,
 ) -> Result<Result<Position, Failure>, Error> {
+    let Here { running, committer, frame } = here;
     let attempt = &running.attempt;
-    if let Some(saved) = attempt.ports.store.load(&attempt.claim.thread_id, &child.ns, None).await? {
+    if let Some(saved) = attempt.ports.store.load(&attempt.claim.thread_id, &frame.ns, None).await? {
         let is_own = is_own(running, &saved);
         let epoch = saved.metadata.extra.get(EPOCH).and_then(Json::as_i64);
         // What this attempt has spent is counted already; it comes here again when it runs a node again.
@@ -84,7 +74,7 @@ async fn enter(
         // Also on a checkpoint of an earlier job: tasks that finish before their superstep leave it there.
         spent::restore_from_writes(running, &saved.writes);
         let mut position = Position::resumed(saved);
-        if !is_own && !pauses_on(running, child, &position) {
+        if !is_own && !pauses_on(here, &position) {
             // Only a command leads back into a graph that an earlier job has left.
             pregel::mark_resumed(Arc::make_mut(&mut position.checkpoint));
         }
@@ -93,7 +83,7 @@ async fn enter(
         return Ok(Ok(Position { job_step, ..position }));
     }
     let stamps = Stamps { running, floor: None };
-    match input().and_then(|input| arrive(child, None, input, stamps)) {
+    match input().and_then(|input| arrive(frame, None, input, stamps)) {
         Ok(arrival) => {
             committer.step(arrival.step).await?;
             Ok(Ok(arrival.position))
@@ -102,13 +92,14 @@ async fn enter(
     }
 }
 
-/// Whether `child` has paused at `position` and the job answers something else.
-fn pauses_on(running: &Running, child: &Frame, position: &Position) -> bool {
+/// Whether the graph has paused at `position` and the job answers something else.
+fn pauses_on(here: Here<'_>, position: &Position) -> bool {
+    let Here { running, frame, .. } = here;
     let Some(unanswered) = running.unanswered.get().filter(|unanswered| !unanswered.is_empty()) else {
         return false;
     };
-    let tasks = pregel::plan(&child.graph, &child.ns, &position.checkpoint, position.step + 1);
-    let paused = pregel::pause((&child.graph, &child.ns), &position.checkpoint, &position.ran, &tasks);
+    let tasks = pregel::plan(&frame.graph, &frame.ns, &position.checkpoint, position.step + 1);
+    let paused = pregel::pause((&frame.graph, &frame.ns), &position.checkpoint, &position.ran, &tasks);
     paused.is_some_and(|pause| unanswered.contains(&pause.id))
 }
 

@@ -8,11 +8,11 @@ use tracing::Instrument;
 
 use super::{
     Error, Reason, Running, Untold, code,
-    committer::{Committer, Step},
+    committer::Step,
     failure,
     gathered::is_computed,
     metadata::PAUSED_AFTER,
-    position::{Frame, Position},
+    position::{Frame, Here, Position},
     stamps::Stamps,
     tasks::{Finished, Ran, run_tasks, stored_on},
 };
@@ -60,24 +60,15 @@ pub(super) enum Ended {
     Interrupted(Vec<Arc<Interrupt>>),
 }
 
-/// Runs `frame`'s graph from `position` until no task is left. Boxed because graphs nest.
-pub(super) fn run_graph<'a>(
-    running: &'a Running,
-    committer: &'a Committer,
-    frame: &'a Frame,
-    position: Position,
-) -> BoxFuture<'a, Result<GraphEnd, Error>> {
-    Box::pin(supersteps(running, committer, frame, position))
+/// Runs the graph from `position` until no task is left. Boxed because graphs nest.
+pub(super) fn run_graph(here: Here<'_>, position: Position) -> BoxFuture<'_, Result<GraphEnd, Error>> {
+    Box::pin(supersteps(here, position))
 }
 
-async fn supersteps(
-    running: &Running,
-    committer: &Committer,
-    frame: &Frame,
-    mut position: Position,
-) -> Result<GraphEnd, Error> {
+async fn supersteps(here: Here<'_>, mut position: Position) -> Result<GraphEnd, Error> {
+    let Here { running, committer, frame } = here;
     let mut state = pregel::view(&frame.graph, &position.checkpoint);
-    tell_state(running, committer, frame, (&position, &state));
+    tell_state(here, &position, &state);
     let mut tasks = plan_next(frame, &position);
     loop {
         if tasks.is_empty() {
@@ -86,8 +77,8 @@ async fn supersteps(
         if position.job_step >= u64::from(frame.limit) {
             return Ok(GraphEnd::at(&position, Ended::Failed(too_many(frame.limit))));
         }
-        let here = (&*frame.graph, &frame.ns);
-        if let Some(pause) = pregel::pause(here, &position.checkpoint, &position.ran, &tasks) {
+        let at = (&*frame.graph, &frame.ns);
+        if let Some(pause) = pregel::pause(at, &position.checkpoint, &position.ran, &tasks) {
             return Ok(GraphEnd::at(&position, Ended::Interrupted(vec![Arc::new(pause)])));
         }
         let computed = is_computed(&frame.graph, &tasks);
@@ -96,7 +87,7 @@ async fn supersteps(
             tell_untold(running);
         }
         let span = tracing::info_span!("superstep", step = position.step + 1, ns = %frame.ns);
-        let ran = run_tasks(running, committer, (frame, &position), tasks, &state).instrument(span).await?;
+        let ran = run_tasks(here, &position, tasks, &state).instrument(span).await?;
         let finished = match ran {
             Ran::Finished(finished) => finished,
             Ran::Failed(failed, writes) => {
@@ -111,7 +102,7 @@ async fn supersteps(
                 });
             }
         };
-        let Next { position: reached, step } = match next(running, frame, &position, finished) {
+        let Next { position: reached, step } = match next(here, &position, finished) {
             Ok(next) => next,
             Err(failed) => return Ok(GraphEnd::at(&position, Ended::Failed(failed))),
         };
@@ -129,7 +120,7 @@ async fn supersteps(
             committer.store_gathered().await?;
             committer.step(step).await?;
         }
-        tell_state(running, committer, frame, (&position, &state));
+        tell_state(here, &position, &state);
         if running.attempt.stop.is_leaving() {
             return Err(Error::Stopped(Reason::Drain));
         }
@@ -145,12 +136,8 @@ fn too_many(limit: u32) -> Failure {
 }
 
 /// Readers follow the root graph's state, once it is stored; what a sub-agent did shows when its task has finished.
-fn tell_state(
-    running: &Running,
-    committer: &Committer,
-    frame: &Frame,
-    (position, state): (&Position, &State),
-) {
+fn tell_state(here: Here<'_>, position: &Position, state: &State) {
+    let Here { running, committer, frame } = here;
     if !frame.ns.is_root() {
         return;
     }
@@ -175,7 +162,8 @@ struct Next {
     step: Step,
 }
 
-fn next(running: &Running, frame: &Frame, position: &Position, finished: Finished) -> Result<Next, Failure> {
+fn next(here: Here<'_>, position: &Position, finished: Finished) -> Result<Next, Failure> {
+    let Here { running, frame, .. } = here;
     let Finished { tasks, unsaved } = finished;
     let (step, job_step) = (position.step + 1, position.job_step + 1);
     let mut stamps = Stamps { running, floor: Some(position.checkpoint.id.clone()) };

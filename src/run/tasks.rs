@@ -12,10 +12,9 @@ use futures::{StreamExt, stream};
 use tokio::sync::Semaphore;
 
 use super::{
-    Error, Reason, Running,
-    committer::Committer,
+    Error, Reason,
     gathered::is_computed,
-    position::{Frame, Position},
+    position::{Frame, Here, Position},
     spent,
     task::{self, TaskEnd, Worked},
 };
@@ -57,20 +56,18 @@ pub(super) struct Finished {
 /// its writes stored at once, so that a crash of its siblings does not repeat it. Once one has failed no other one
 /// begins, and those that have begun come to their end: what they do outside is not cut off halfway.
 pub(super) async fn run_tasks(
-    running: &Running,
-    committer: &Committer,
-    (frame, position): (&Frame, &Position),
+    here: Here<'_>,
+    position: &Position,
     tasks: Vec<Task>,
     state: &State,
 ) -> Result<Ran, Error> {
     let (finished, open) = restored(position, tasks);
-    if let Err(failed) = allowed(running, frame, open.iter().chain(finished.iter().map(|done| &done.task))) {
+    if let Err(failed) = allowed(here, open.iter().chain(finished.iter().map(|done| &done.task))) {
         return Ok(Ran::Failed(failed, Vec::new()));
     }
+    let Here { committer, frame, .. } = here;
     let siblings = Siblings {
-        running,
-        committer,
-        frame,
+        here,
         position,
         state,
         lanes: lanes(&frame.graph, &open),
@@ -99,9 +96,7 @@ pub(super) async fn run_tasks(
 
 /// What the tasks of a superstep share while they run side by side.
 struct Siblings<'a> {
-    running: &'a Running,
-    committer: &'a Committer,
-    frame: &'a Frame,
+    here: Here<'a>,
     position: &'a Position,
     state: &'a State,
     lanes: HashMap<Name, Semaphore>,
@@ -129,11 +124,10 @@ impl Siblings<'_> {
         if self.has_failed.load(Ordering::Acquire) {
             return Ok(None);
         }
-        if !self.is_kept && self.running.attempt.stop.is_leaving() {
+        if !self.is_kept && self.here.running.attempt.stop.is_leaving() {
             return Err(Error::Stopped(Reason::Drain));
         }
-        let start = (&task, self.position, self.state);
-        let Worked { end, answers } = task::run(self.running, self.committer, self.frame, start).await?;
+        let Worked { end, answers } = task::run(self.here, &task, self.position, self.state).await?;
         if let TaskEnd::Failed(_) = &end {
             self.has_failed.store(true, Ordering::Release);
         }
@@ -153,10 +147,10 @@ impl Siblings<'_> {
     /// Stores writes before their superstep ends, with what the job has spent by then.
     async fn store_early(&self, mut writes: Vec<PendingWrite>) -> Result<(), Error> {
         if !writes.is_empty() {
-            writes.extend(spent::record(self.running));
+            writes.extend(spent::record(self.here.running));
         }
-        match stored_on(self.frame, self.position, writes) {
-            Some(writes) => self.committer.writes(writes).await,
+        match stored_on(self.here.frame, self.position, writes) {
+            Some(writes) => self.here.committer.writes(writes).await,
             None => Ok(()),
         }
     }
@@ -215,11 +209,8 @@ fn restored(position: &Position, tasks: Vec<Task>) -> (Vec<pregel::TaskWrites>, 
 
 /// Whether the job may make the calls among `tasks`. All of them or none: a call that is under way when another one is
 /// refused would be lost.
-fn allowed<'a>(
-    running: &Running,
-    frame: &Frame,
-    tasks: impl Iterator<Item = &'a Task>,
-) -> Result<(), Failure> {
+fn allowed<'a>(here: Here<'_>, tasks: impl Iterator<Item = &'a Task>) -> Result<(), Failure> {
+    let Here { running, frame, .. } = here;
     let is_call = |task: &&Task| frame.graph.node(&task.name).is_some_and(|node| node.kind.is_call());
     let calls = tasks.filter(is_call).count();
     let counted = running.scope.spending.tool_calls(u64::try_from(calls).unwrap_or(u64::MAX));
