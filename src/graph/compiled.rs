@@ -13,6 +13,7 @@ use serde_json::Value as Json;
 use super::{
     definition::{ModelSettings, ToolDefinition},
     expression::{Expression, Template},
+    json_schema::SharedSchema,
     policy::{CallLimits, Policy},
 };
 use crate::value::{Name, State, Value};
@@ -276,7 +277,7 @@ pub struct ModelNode {
     /// Who shortens the conversation first when it has grown too long.
     pub summary: Option<Handover>,
     /// JSON Schema the answer must satisfy; the answer is then a JSON value.
-    pub output_schema: Option<Json>,
+    pub output_schema: Option<SharedSchema>,
     /// How often a wrong answer is corrected.
     pub schema_retries: u32,
     /// The channel that gets the answer; `None` appends it to `messages`.

@@ -5,7 +5,11 @@
 
 #![expect(clippy::wildcard_enum_match_arm, reason = "rare keywords share one sentence")]
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use jsonschema::{
     JsonType, PatternOptions, Validator,
@@ -36,7 +40,7 @@ const UNSUPPORTED: [&str; 5] =
 /// A compiled JSON Schema (draft 2020-12 unless it says otherwise).
 #[derive(Debug)]
 pub struct Schema {
-    json: Json,
+    json: Arc<Json>,
     validator: Validator,
     is_recursive: bool,
 }
@@ -44,6 +48,10 @@ pub struct Schema {
 impl Schema {
     /// Compiles `schema`, or says what is wrong with it. References to other documents are refused.
     pub fn compile(schema: &Json) -> Result<Self, String> {
+        Self::of(&Arc::new(schema.clone()))
+    }
+
+    fn of(schema: &Arc<Json>) -> Result<Self, String> {
         if !schema.is_object() && !schema.is_boolean() {
             return Err(format!("must be a JSON Schema, an object; is {}", kind_of(schema)));
         }
@@ -102,6 +110,47 @@ impl Schema {
         let mut names: Vec<_> = properties.into_iter().flatten().map(|(name, _)| name.as_str()).collect();
         names.sort_unstable();
         if names.is_empty() { "none".into() } else { names.join(", ") }
+    }
+}
+
+/// A JSON Schema as it was written, and compiled when it is first needed: once for all who share it.
+#[derive(Clone)]
+pub struct SharedSchema(Arc<Written>);
+
+struct Written {
+    json: Arc<Json>,
+    compiled: OnceLock<Result<Schema, String>>,
+}
+
+impl SharedSchema {
+    /// As it was written.
+    pub fn json(&self) -> &Json {
+        &self.0.json
+    }
+
+    /// Compiled, or what is wrong with it.
+    pub fn compiled(&self) -> Result<&Schema, &str> {
+        let compiled = self.0.compiled.get_or_init(|| Schema::of(&self.0.json));
+        compiled.as_ref().map_err(String::as_str)
+    }
+}
+
+impl From<Json> for SharedSchema {
+    fn from(json: Json) -> Self {
+        Self(Arc::new(Written { json: Arc::new(json), compiled: OnceLock::new() }))
+    }
+}
+
+/// Two are the same when they are written so.
+impl PartialEq for SharedSchema {
+    fn eq(&self, other: &Self) -> bool {
+        self.json() == other.json()
+    }
+}
+
+impl fmt::Debug for SharedSchema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.json().fmt(f)
     }
 }
 
@@ -291,6 +340,18 @@ mod tests {
             let error = Schema::compile(&schema).expect_err("refused");
             assert!(error.contains(part), "{schema}: {error}");
         }
+    }
+
+    #[test]
+    fn a_shared_schema_is_compiled_once_for_all_who_have_it() {
+        let schema = SharedSchema::from(json!({"type": "integer"}));
+        let other = schema.clone();
+        let compiled = schema.compiled().expect("valid");
+        assert_eq!(compiled.check(&json!("x")), ["(root): must be a whole number, is a text"]);
+        assert!(std::ptr::eq(compiled, other.compiled().expect("valid")));
+        assert_eq!(schema, json!({"type": "integer"}).into());
+        let wrong = SharedSchema::from(json!(1));
+        assert_eq!(wrong.compiled().expect_err("refused"), "must be a JSON Schema, an object; is a number");
     }
 
     #[test]

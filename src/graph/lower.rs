@@ -25,7 +25,7 @@ use super::{
     },
     diagnostic::Diagnostic,
     expression::{Expression, Template},
-    json_schema::Schema,
+    json_schema::SharedSchema,
     mcp::McpName,
     nested::Nesting,
     read::{Parts, Placed},
@@ -213,7 +213,7 @@ impl Lowering<'_> {
             Some(prompt) => self.template(prompt, place("/system_prompt")),
             None => None,
         };
-        self.check_answer(agent.output_schema.as_ref(), agent.writes.as_deref(), place);
+        let output_schema = self.answer(agent.output_schema.as_ref(), agent.writes.as_deref(), place);
         let mut model = ModelNode {
             model: self.model(agent.model.as_ref()),
             system_prompt,
@@ -221,7 +221,7 @@ impl Lowering<'_> {
             tools: Vec::new(),
             tools_node: None,
             summary: None,
-            output_schema: agent.output_schema.clone(),
+            output_schema,
             schema_retries: agent.schema_retries.unwrap_or(SCHEMA_RETRIES),
             writes: agent.writes.as_deref().map(Name::from),
             keeps_answer: true,
@@ -333,7 +333,7 @@ impl Lowering<'_> {
         };
         let system_prompt = template(&call.system_prompt, "/system_prompt");
         let prompt = template(&call.prompt, "/prompt");
-        self.check_answer(call.output_schema.as_ref(), call.writes.as_deref(), place);
+        let output_schema = self.answer(call.output_schema.as_ref(), call.writes.as_deref(), place);
         let model = ModelNode {
             model: self.model(call.model.as_ref()),
             system_prompt,
@@ -341,7 +341,7 @@ impl Lowering<'_> {
             tools: Vec::new(),
             tools_node: None,
             summary: None,
-            output_schema: call.output_schema.clone(),
+            output_schema,
             schema_retries: call.schema_retries.unwrap_or(SCHEMA_RETRIES),
             writes: call.writes.as_deref().map(Name::from),
             keeps_answer: false,
@@ -350,12 +350,19 @@ impl Lowering<'_> {
         PlainNode::new(id.into(), place(""), kind)
     }
 
-    /// Checks what is said of an answer: its schema, and the channel that gets it.
-    fn check_answer(&mut self, schema: Option<&Json>, writes: Option<&str>, place: Place<'_>) {
-        if let Some(Err(message)) = schema.map(Schema::compile) {
-            self.wrong(place("/output_schema"), message);
+    /// The schema of an answer; it and the channel that gets the answer are checked.
+    fn answer(
+        &mut self,
+        schema: Option<&Json>,
+        writes: Option<&str>,
+        place: Place<'_>,
+    ) -> Option<SharedSchema> {
+        let schema = schema.cloned().map(SharedSchema::from);
+        if let Some(Err(message)) = schema.as_ref().map(SharedSchema::compiled) {
+            self.wrong(place("/output_schema"), message.to_owned());
         }
         self.check_channel(writes, place("/writes"));
+        schema
     }
 
     fn check_channel(&mut self, name: Option<&str>, place: String) {

@@ -48,7 +48,7 @@ pub use diagnostic::Diagnostic;
 pub use draw::{Format, draw};
 pub use explain::{ChannelText, Explanation, LoopText, ToolText, explain};
 pub use expression::{Error as ExpressionError, Expression, Template};
-pub use json_schema::Schema;
+pub use json_schema::{Schema, SharedSchema};
 pub use lower::{BUILTIN_TOOLS, EFFECT_CLASS, GENERAL_PURPOSE, OFFERED_TOOLS, TASK_TOOL};
 pub use mcp::McpName;
 pub use nested::{MAX_STORED, Stored, references};

@@ -13,10 +13,10 @@ use sha2::{Digest, Sha256};
 use super::{Reply, Request, answer::MAX_REPLY_BYTES};
 use crate::{
     encoding::hex,
-    graph::Schema,
+    graph::SharedSchema,
     stream::Shelf,
     telemetry::{metric, scrub::Scrubber},
-    value::{Map, Message, Role, ToolCall, Usage, Value},
+    value::{Message, Role, ToolCall, Usage, Value, map_to_json},
 };
 
 /// Part of every key: another number when questions or answers are written in another way.
@@ -130,14 +130,14 @@ fn question(request: &Request) -> Json {
         settings.remove("cache");
     }
     let tools = request.tools.iter();
-    let tools = tools.map(|tool| json!([&*tool.name, tool.description, tool.parameters]));
+    let tools = tools.map(|tool| json!([&*tool.name, tool.description, tool.parameters.json()]));
     sorted(json!({
         "format": FORMAT,
         "settings": settings,
         "system": request.system_prompt,
         "messages": request.messages.iter().map(|message| said(message)).collect::<Vec<_>>(),
         "tools": tools.collect::<Vec<_>>(),
-        "schema": request.output_schema,
+        "schema": request.output_schema.as_ref().map(SharedSchema::json),
     }))
 }
 
@@ -145,17 +145,14 @@ fn said(message: &Message) -> Json {
     let of_role = match &message.role {
         Role::Human | Role::System | Role::Remove => Json::Null,
         Role::Ai { tool_calls, invalid_tool_calls, .. } => {
-            let calls = tool_calls.iter().map(|call| json!([&*call.id, &*call.name, args(&call.args)]));
+            let calls =
+                tool_calls.iter().map(|call| json!([&*call.id, &*call.name, map_to_json(&call.args)]));
             let invalid = invalid_tool_calls.iter().map(|call| json!([&*call.id, &*call.name, &*call.args]));
             json!([calls.collect::<Vec<_>>(), invalid.collect::<Vec<_>>()])
         }
         Role::Tool { tool_call_id, status, .. } => json!([&**tool_call_id, status.as_str()]),
     };
     json!([message.type_name(), message.name.as_deref(), message.content.to_value().to_json(), of_role])
-}
-
-fn args(args: &Map) -> Json {
-    Value::Map(Arc::new(args.clone())).to_json()
 }
 
 /// The same with the keys of all objects in order: who writes them in another order asks the same.
@@ -184,7 +181,7 @@ fn fits_schema(request: &Request, reply: &Reply) -> bool {
     let Some(schema) = request.output_schema.as_ref().filter(|_| reply.tool_calls.is_empty()) else {
         return true;
     };
-    let (Ok(schema), Ok(answer)) = (Schema::compile(schema), serde_json::from_str(&reply.text)) else {
+    let (Ok(schema), Ok(answer)) = (schema.compiled(), serde_json::from_str(&reply.text)) else {
         return false;
     };
     schema.check(&answer).is_empty()
@@ -194,13 +191,13 @@ fn packed(reply: &Reply) -> Vec<u8> {
     let call = |call: &ToolCall| KeptCall {
         id: call.id.to_string(),
         name: call.name.to_string(),
-        args: args(&call.args).as_object().cloned().unwrap_or_default(),
+        args: map_to_json(&call.args).as_object().cloned().unwrap_or_default(),
     };
     let kept = Kept {
         text: reply.text.clone(),
         blocks: reply.blocks.iter().map(Value::to_json).collect(),
         tool_calls: reply.tool_calls.iter().map(call).collect(),
-        usage: reply.usage.as_ref().map(|usage| Value::Map(Arc::new(usage.to_map())).to_json()),
+        usage: reply.usage.as_ref().map(|usage| map_to_json(&usage.to_map())),
         finish_reason: reply.finish_reason.clone(),
         model: reply.model.clone(),
     };

@@ -31,10 +31,9 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
-use serde_json::Value as Json;
 
 use crate::{
-    graph::ModelSettings,
+    graph::{ModelSettings, SharedSchema},
     value::{InvalidToolCall, Message, ToolCall, Usage, Value},
 };
 
@@ -50,7 +49,7 @@ pub struct Request {
     /// Tools the model may ask for.
     pub tools: Vec<ToolSpec>,
     /// JSON Schema the answer must satisfy.
-    pub output_schema: Option<Json>,
+    pub output_schema: Option<SharedSchema>,
     /// Which try of this call it is, from 0; scripted failures depend on it.
     pub retry: u32,
 }
@@ -63,7 +62,7 @@ pub struct ToolSpec {
     /// What it is for.
     pub description: String,
     /// JSON Schema of its arguments.
-    pub parameters: Json,
+    pub parameters: SharedSchema,
 }
 
 /// A part of a model's answer.

@@ -10,12 +10,12 @@ use super::{
     summary::{CHARS_PER_TOKEN, TOKENS_PER_MESSAGE},
 };
 use crate::{
-    graph::ModelSettings,
+    graph::{ModelSettings, SharedSchema},
     job::Expense,
     model::{Price, Reply, Request},
     stream::EventType,
     telemetry::{label, metric},
-    value::{Cost, Map, Role, Usage, Value},
+    value::{Cost, Map, Role, Usage, Value, map_to_json},
 };
 
 /// What a call may take of the job's budget: an estimate of what it reads, and the longest answer it may get. Where no
@@ -35,11 +35,11 @@ pub(super) fn need(scope: &Scope, request: &Request) -> Result<Need, Error> {
 
 /// Tokens that a provider is going to read, by the length of the texts. Images count nothing.
 fn prompt_tokens(request: &Request) -> u64 {
-    let json = |json: &Json| count(&json.to_string());
+    let schema = |schema: &SharedSchema| count(&schema.json().to_string());
     let tools = request
         .tools
         .iter()
-        .map(|tool| count(&tool.name) + count(&tool.description) + json(&tool.parameters));
+        .map(|tool| count(&tool.name) + count(&tool.description) + schema(&tool.parameters));
     let messages = request.messages.iter().map(|message| {
         let calls = match &message.role {
             Role::Ai { tool_calls, .. } => {
@@ -51,8 +51,8 @@ fn prompt_tokens(request: &Request) -> u64 {
         count(&message.content.text()) + calls + TOKENS_PER_MESSAGE * CHARS_PER_TOKEN
     });
     let system = request.system_prompt.as_deref().map_or(0, count);
-    let schema = request.output_schema.as_ref().map_or(0, json);
-    (system + schema + tools.sum::<u64>() + messages.sum::<u64>()) / CHARS_PER_TOKEN
+    let answer = request.output_schema.as_ref().map_or(0, schema);
+    (system + answer + tools.sum::<u64>() + messages.sum::<u64>()) / CHARS_PER_TOKEN
 }
 
 fn count(text: &str) -> u64 {
@@ -102,7 +102,7 @@ fn ended(answered: &Answered<'_>, usage: &Usage, cost: Option<Cost>) -> Json {
         "message_id": answered.message_id,
         "provider": provider,
         "model": model,
-        "usage": Value::Map(usage.to_map().into()).to_json(),
+        "usage": map_to_json(&usage.to_map()),
         "cost_usd": cost.map(Cost::dollars),
         "finish_reason": answered.reply.finish_reason,
         "duration_ms": u64::try_from(answered.elapsed.as_millis()).unwrap_or(u64::MAX),
@@ -169,9 +169,10 @@ mod tests {
         // {"q":"x"} and the name are 13 characters.
         request.messages.push(message(ai, &"x".repeat(11)));
         assert_eq!(prompt_tokens(&request), 23 + 6 + 3);
-        let tool = ToolSpec { name: "find".into(), description: "finds".into(), parameters: json!({}) };
+        let tool =
+            ToolSpec { name: "find".into(), description: "finds".into(), parameters: json!({}).into() };
         request.tools.push(tool);
-        request.output_schema = Some(json!({"type": "object"}));
+        request.output_schema = Some(json!({"type": "object"}).into());
         assert_eq!(prompt_tokens(&request), 32 + 7);
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     graph::{EFFECT_CLASS, Effect, NodeKind},
     pregel::{Dialogue, Question},
     tool,
-    value::{Interrupt, Map, Name, ToolCall, Value},
+    value::{Interrupt, Map, Name, ToolCall, Value, map_to_json},
 };
 
 /// The answers that need nothing more.
@@ -63,7 +63,7 @@ pub fn consent(task: TaskView<'_>, asked: Asked, dialogue: &mut Dialogue<'_>) ->
                 return Consent::Given { asked, note: None };
             }
             Decision::Edit(args) => {
-                let note = format!("A person has changed the arguments to {}.", json_of(&args));
+                let note = format!("A person has changed the arguments to {}.", map_to_json(&args));
                 let edited = ToolCall { args, ..call.clone() };
                 match again(task, edited) {
                     Asked::Refused(_, answer) => error = Some(answer.content),
@@ -99,10 +99,6 @@ fn again(task: TaskView<'_>, edited: ToolCall) -> Asked {
     tool_node::checked(task, edited)
 }
 
-fn json_of(args: &Map) -> serde_json::Value {
-    Value::Map(Arc::new(args.clone())).to_json()
-}
-
 enum Decision {
     Approve,
     Edit(Map),
@@ -127,7 +123,7 @@ fn question(node: &str, (call, effect): (&ToolCall, Option<Effect>), error: Opti
         "node": node,
         "tool": &*call.name,
         "tool_call_id": &*call.id,
-        "args": json_of(&call.args),
+        "args": map_to_json(&call.args),
         "question": format!(
             "May {} be called with these arguments? Answer \"{APPROVE}\", \"{REJECT}\", {{\"decision\": \"{EDIT}\", \
              \"args\": {{…}}}} or {{\"decision\": \"{REJECT}\", \"message\": \"…\"}}.",
@@ -161,7 +157,7 @@ mod tests {
     fn told(answer: serde_json::Value) -> String {
         match decision(&answer.into()) {
             Decision::Approve => "yes".into(),
-            Decision::Edit(args) => format!("with {}", json_of(&args)),
+            Decision::Edit(args) => format!("with {}", map_to_json(&args)),
             Decision::Reject(reason) => format!("no: {reason:?}"),
         }
     }

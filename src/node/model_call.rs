@@ -11,7 +11,7 @@ use super::{
     summary, tool_call,
 };
 use crate::{
-    graph::{ModelNode, Schema, Template},
+    graph::{ModelNode, Template},
     model::{Reply, Request},
     pregel::{self, MESSAGES, OVERWRITE, SENDS, Write},
     value::{Content, Map, Message, Role, Send, State, Value, with_answers},
@@ -100,9 +100,9 @@ fn sends(node: &ModelNode, reply: &Reply) -> Vec<Write> {
 fn value(node: &ModelNode, text: &str) -> Result<Value, Vec<String>> {
     let Some(schema) = &node.output_schema else { return Ok(text.into()) };
     let json: Json = serde_json::from_str(text).map_err(|_| vec!["it is not JSON".to_owned()])?;
-    let mut problems = match Schema::compile(schema) {
+    let mut problems = match schema.compiled() {
         Ok(schema) => schema.check(&json),
-        Err(wrong) => vec![wrong],
+        Err(wrong) => vec![wrong.to_owned()],
     };
     let value = Value::from(json);
     if pregel::is_overwriting(&value) {

@@ -59,12 +59,12 @@ async fn choose(scope: &Scope, task: TaskView<'_>, node: &RouterNode) -> Result<
     let own = request.system_prompt.take().map(|prompt| format!("{prompt}\n\n")).unwrap_or_default();
     request.system_prompt = Some(format!("{own}{}", node.instructions));
     let mut request = Arc::new(request);
-    let schema = node.call.output_schema.clone().unwrap_or(Json::Bool(true));
-    let schema = Schema::compile(&schema).map_err(Error::Output)?;
+    let schema = node.call.output_schema.clone().unwrap_or_else(|| Json::Bool(true).into());
+    let schema = schema.compiled().map_err(|wrong| Error::Output(wrong.to_owned()))?;
     let mut problems = String::new();
     for number in 0..=CORRECTIONS {
         let answer = asking::ask(scope, task, request.clone()).await?;
-        match read(&schema, &answer.reply.text) {
+        match read(schema, &answer.reply.text) {
             Ok(choice) => return Ok(choice),
             Err(wrong) => problems = wrong,
         }

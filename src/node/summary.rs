@@ -10,7 +10,7 @@ use crate::{
     graph::{ModelNode, SummaryLimits, SummaryNode},
     model::Request,
     pregel::{MESSAGES, Write},
-    value::{Content, Map, Message, Role, Value, open_calls},
+    value::{Content, Map, Message, Role, Value, map_to_json, open_calls},
 };
 
 /// Characters that count as a token where the provider has not counted; as LangChain estimates.
@@ -150,9 +150,7 @@ fn arguments(message: &Message) -> String {
     let call = |name: &str, args: &str| format!("\n[calls {name} {args}]");
     match &message.role {
         Role::Ai { tool_calls, invalid_tool_calls, .. } => {
-            let valid = tool_calls
-                .iter()
-                .map(|one| call(&one.name, &Value::Map(Arc::new(one.args.clone())).to_json().to_string()));
+            let valid = tool_calls.iter().map(|one| call(&one.name, &map_to_json(&one.args).to_string()));
             valid.chain(invalid_tool_calls.iter().map(|one| call(&one.name, &one.args))).collect()
         }
         Role::Human | Role::System | Role::Tool { .. } | Role::Remove => String::new(),

@@ -15,7 +15,7 @@ use crate::{
     stream::EventType,
     telemetry::{label, metric, scrub},
     tool::{self, Answer},
-    value::{InvalidToolCall, Message, Role, ToolCall, ToolStatus, Value},
+    value::{InvalidToolCall, Message, Role, ToolCall, ToolStatus, Value, map_to_json},
 };
 
 /// Characters of an idempotency key: 160 bits in hex, short enough for any provider's header limit.
@@ -104,7 +104,7 @@ pub fn start(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> Instant {
         tool_input: Json,
         tool_call_id: &'a str,
     }
-    let mut tool_input = Value::Map(Arc::new(call.args.clone())).to_json();
+    let mut tool_input = map_to_json(&call.args);
     scrub::hide_named(&mut tool_input);
     let data = Start { tool_name: &call.name, tool_input, tool_call_id: &call.id };
     scope.emitter.emit(EventType::ToolStart, task.origin(), data);

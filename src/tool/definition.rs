@@ -1,14 +1,12 @@
 //! What a tool's definition means and promises, and whether a model's arguments keep to it.
 
-use std::sync::Arc;
-
 use serde_json::Value as Json;
 
 use super::{check_http, cut, mcp};
 use crate::{
     graph::{self, Effect, Schema, ToolDefinition},
     model::ToolSpec,
-    value::{Map, Value},
+    value::{Map, map_to_json},
 };
 
 /// Problems of one call that are listed; a model corrects a few at a time.
@@ -59,9 +57,9 @@ pub fn check_definition(definition: &ToolDefinition) -> Vec<String> {
 
 /// Checks a model's arguments against the tool's schema; the error lists what is wrong, for the model.
 pub fn validate_args(spec: &ToolSpec, args: &Map) -> Result<(), String> {
-    let schema = Schema::compile(&spec.parameters)
-        .map_err(|why| format!("the schema of the arguments of '{}' {why}", spec.name))?;
-    let problems = schema.check(&Value::Map(Arc::new(args.clone())).to_json());
+    let schema = spec.parameters.compiled();
+    let schema = schema.map_err(|why| format!("the schema of the arguments of '{}' {why}", spec.name))?;
+    let problems = schema.check(&map_to_json(args));
     if problems.is_empty() {
         return Ok(());
     }

@@ -134,7 +134,7 @@ pub(super) fn offer(
         let spec = ToolSpec {
             name: naming.name(name).as_str().into(),
             description: String::new(),
-            parameters: serde_json::json!({"type": "object"}),
+            parameters: serde_json::json!({"type": "object"}).into(),
         };
         let url = format!("mcp://twin/{name}");
         let http = Definition {

@@ -30,7 +30,7 @@ pub fn task_spec<'a>(subagents: impl Iterator<Item = (&'a str, &'a str)>) -> Too
         "required": ["description", "subagent_type"],
         "additionalProperties": false
     });
-    ToolSpec { name: "task".into(), description, parameters }
+    ToolSpec { name: "task".into(), description, parameters: parameters.into() }
 }
 
 #[cfg(test)]

@@ -61,6 +61,6 @@ pub(super) fn spec_of(definition: &ToolDefinition) -> ToolSpec {
     ToolSpec {
         name: definition.name.as_str().into(),
         description: definition.description.clone(),
-        parameters: definition.parameters.clone().unwrap_or_else(any),
+        parameters: definition.parameters.clone().unwrap_or_else(any).into(),
     }
 }

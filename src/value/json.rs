@@ -28,6 +28,11 @@ fn map_from_json(map: serde_json::Map<String, Json>) -> Map {
     map.into_iter().map(|(key, value)| (key.into(), Value::from(value))).collect()
 }
 
+/// A map as a JSON object, as [`Value::to_json`] makes it.
+pub fn map_to_json(map: &Map) -> Json {
+    serde_json::to_value(map).expect("values have text keys and finite numbers")
+}
+
 impl Value {
     /// The value as JSON: messages as LangChain-shaped objects, foreign objects as a placeholder.
     pub fn to_json(&self) -> Json {

@@ -15,6 +15,7 @@ mod message;
 mod money;
 
 pub use conversation::{OpenCall, open_calls, with_answers};
+pub use json::map_to_json;
 pub use message::{Content, InvalidToolCall, Message, Role, ToolCall, ToolStatus, Usage};
 pub use money::{Cost, Rate};
 

@@ -29,7 +29,7 @@ impl Lowering<'_> {
             tools: Vec::new(),
             tools_node: None,
             summary: None,
-            output_schema: Some(choice_schema(node)),
+            output_schema: Some(choice_schema(node).into()),
             schema_retries: 0,
             writes: None,
             keeps_answer: false,

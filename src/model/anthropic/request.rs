@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 
 use super::conversation::{WireMessage, conversation, system};
 use crate::{
-    graph::{CacheControl, ModelSettings, Thinking},
+    graph::{CacheControl, ModelSettings, SharedSchema, Thinking},
     model::{Error, Request},
 };
 
@@ -56,7 +56,7 @@ struct Body<'a> {
 impl Structure {
     /// How the answer to `request` is held to its schema.
     pub(super) fn of(request: &Request) -> Self {
-        match &request.output_schema {
+        match request.output_schema.as_ref().map(SharedSchema::json) {
             None => Self::Free,
             Some(schema) if schema["type"] == "object" && request.settings.thinking.is_none() => Self::Tool,
             Some(_) => Self::Native,
@@ -105,7 +105,8 @@ pub(super) fn body(request: &Request) -> Result<Vec<u8>, Error> {
         tools,
         tool_choice,
         thinking: settings.thinking.as_ref(),
-        output_config: native.map(|schema| json!({"format": {"type": "json_schema", "schema": schema}})),
+        output_config: native
+            .map(|schema| json!({"format": {"type": "json_schema", "schema": schema.json()}})),
         temperature: settings.temperature,
         top_p: settings.top_p,
         // A stop of white space alone would be refused.
@@ -126,14 +127,14 @@ fn tools(request: &Request, structure: Structure) -> (Vec<Json>, Option<Json>) {
     let mut tools: Vec<Json> = request
         .tools
         .iter()
-        .map(|spec| tool(&spec.name, &spec.description, parameters(&spec.parameters)))
+        .map(|spec| tool(&spec.name, &spec.description, parameters(spec.parameters.json())))
         .collect();
     if let Some(schema) = request.output_schema.as_ref().filter(|_| structure == Structure::Tool) {
         let choice = match tools.is_empty() {
             true => json!({"type": "tool", "name": ANSWER_TOOL}),
             false => json!({"type": "any"}),
         };
-        tools.push(tool(ANSWER_TOOL, "Gives the final answer and ends the turn.", parameters(schema)));
+        tools.push(tool(ANSWER_TOOL, "Gives the final answer and ends the turn.", parameters(schema.json())));
         return (tools, Some(choice));
     }
     if tools.is_empty() {

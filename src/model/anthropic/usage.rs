@@ -105,7 +105,7 @@ mod tests {
     use serde_json::{Value as Json, json};
 
     use super::*;
-    use crate::value::Value;
+    use crate::value::map_to_json;
 
     fn counted(all: &[Json]) -> Json {
         let mut counts = Counts::default();
@@ -113,7 +113,7 @@ mod tests {
             let raw = RawValue::from_string(usage.to_string()).expect("JSON");
             counts.update(Some(&raw));
         }
-        counts.usage().map_or(Json::Null, |usage| Value::Map(usage.to_map().into()).to_json())
+        counts.usage().map_or(Json::Null, |usage| map_to_json(&usage.to_map()))
     }
 
     #[test]

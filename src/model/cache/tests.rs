@@ -7,7 +7,7 @@ use crate::{
     graph::{AnswerCaching, ModelSettings},
     model::ToolSpec,
     stream::{Away, MemoryShelf},
-    value::{Content, InvalidToolCall},
+    value::{Content, InvalidToolCall, Map},
 };
 
 fn request() -> Request {
@@ -18,7 +18,11 @@ fn request() -> Request {
         settings: Arc::new(settings),
         system_prompt: Some("Be brief.".into()),
         messages: vec![Arc::new(Message::new("m1", Role::Human, "Where to?"))],
-        tools: vec![ToolSpec { name: "look".into(), description: "looks".into(), parameters }],
+        tools: vec![ToolSpec {
+            name: "look".into(),
+            description: "looks".into(),
+            parameters: parameters.into(),
+        }],
         output_schema: None,
         retry: 0,
     }
@@ -76,7 +80,7 @@ fn what_a_provider_does_not_see_makes_no_other_question() {
         request.retry = 3;
         request.messages = vec![Arc::new(Message::new("m2", Role::Human, "Where to?"))];
         let parameters = json!({"properties": {"city": {"type": "string"}}, "type": "object"});
-        request.tools[0].parameters = parameters;
+        request.tools[0].parameters = parameters.into();
         settings.cache = Some(AnswerCaching { ttl_seconds: 5 });
         settings.fallbacks = vec![ModelSettings::parse("openai:gpt-4o-mini")];
     });
@@ -107,7 +111,7 @@ fn whatever_a_provider_sees_makes_another_question() {
         changed(|request, _| request.messages = blocks("Where to?")),
         changed(|request, _| request.tools.clear()),
         changed(|request, _| request.tools[0].description = "sees".into()),
-        changed(|request, _| request.output_schema = Some(json!({"type": "string"}))),
+        changed(|request, _| request.output_schema = Some(json!({"type": "string"}).into())),
         request(),
     ];
     let mut keys: Vec<String> = others.iter().map(|request| cache.key(request)).collect();
@@ -121,7 +125,7 @@ fn whatever_a_provider_sees_makes_another_question() {
 #[tokio::test]
 async fn only_whole_answers_are_kept_and_only_when_asked_for() {
     let invalid = InvalidToolCall { id: "c".into(), name: "f".into(), args: "{".into(), error: "e".into() };
-    let wanted = changed(|request, _| request.output_schema = Some(json!({"type": "integer"})));
+    let wanted = changed(|request, _| request.output_schema = Some(json!({"type": "integer"}).into()));
     let said = |text: &str| Reply { text: text.into(), ..Reply::default() };
     let asked = request().settings;
     for (request, reply) in [

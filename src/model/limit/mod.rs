@@ -91,7 +91,8 @@ pub trait Pool: Send + Sync {
 /// Tokens that `request` will take, about.
 pub(super) fn estimate(request: &Request) -> u64 {
     let said = request.messages.iter().map(|message| message.content.text().len());
-    let tool = |tool: &ToolSpec| tool.name.len() + tool.description.len() + tool.parameters.to_string().len();
+    let tool =
+        |tool: &ToolSpec| tool.name.len() + tool.description.len() + tool.parameters.json().to_string().len();
     let system = request.system_prompt.as_ref().map_or(0, String::len);
     let bytes = said.chain(request.tools.iter().map(tool)).sum::<usize>() + system;
     let answer = request.settings.max_tokens.map_or(USUAL_ANSWER, |most| USUAL_ANSWER.min(u64::from(most)));

@@ -9,6 +9,7 @@ use serde_json::{Value as Json, json};
 
 use super::schema::allows_strict;
 use crate::{
+    graph::SharedSchema,
     model::{Error, Quirk, Request, ToolSpec},
     value::{Content, InvalidToolCall, Message, Role, ToolCall, Value},
 };
@@ -99,7 +100,7 @@ pub(super) fn body(request: &Request, quirks: &BTreeSet<Quirk>) -> Result<Vec<u8
     let settings = &request.settings;
     check(request)?;
     let has = |quirk| quirks.contains(&quirk);
-    let schema = request.output_schema.as_ref();
+    let schema = request.output_schema.as_ref().map(SharedSchema::json);
     let told = schema.filter(|_| has(Quirk::NoResponseFormat)).map(schema_told);
     let system = request.system_prompt.as_deref().into_iter().chain(told.as_deref());
     let system = system.filter(|text| !text.is_empty());
@@ -219,7 +220,7 @@ fn wire_call<'a>(id: &'a str, name: &'a str, arguments: Cow<'a, str>) -> WireCal
 }
 
 fn tool(spec: &ToolSpec, is_strict: bool) -> WireTool<'_> {
-    let parameters = parameters(&spec.parameters);
+    let parameters = parameters(spec.parameters.json());
     let strict = is_strict && allows_strict(&parameters);
     let function = WireSpec { name: &spec.name, description: &spec.description, parameters, strict };
     WireTool { r#type: "function", function }
@@ -363,18 +364,21 @@ mod tests {
         settings.max_tokens = Some(7);
         settings.stop = Some(vec!["END".into()]);
         let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}});
-        let tool =
-            |name: &str, parameters| ToolSpec { name: name.into(), description: "d".into(), parameters };
+        let tool = |name: &str, parameters: Json| ToolSpec {
+            name: name.into(),
+            description: "d".into(),
+            parameters: parameters.into(),
+        };
         request.tools = vec![
             tool("weather", schema.clone()),
             tool("any", json!({"type": "object"})),
             tool("none", Json::Null),
         ];
-        request.output_schema = Some(schema);
+        request.output_schema = Some(schema.clone().into());
         let mut sent = sent(&request);
         let object = json!({"type": "object", "properties": {}});
         let tools: Vec<_> = (0..3).map(|at| sent["tools"][at]["function"]["parameters"].take()).collect();
-        assert_eq!(tools, [request.tools[0].parameters.clone(), object.clone(), object]);
+        assert_eq!(tools, [schema.clone(), object.clone(), object]);
         assert_eq!(
             sent["tools"][1],
             json!({"type": "function", "function": {"name": "any", "description": "d", "parameters": null}})
@@ -382,7 +386,7 @@ mod tests {
         assert_eq!(
             sent["response_format"],
             json!({"type": "json_schema", "json_schema":
-                {"name": "answer", "schema": request.output_schema, "strict": false}})
+                {"name": "answer", "schema": schema, "strict": false}})
         );
         assert_eq!(
             (&sent["temperature"], &sent["top_p"], &sent["max_tokens"], &sent["stop"]),
@@ -401,10 +405,10 @@ mod tests {
         let tool = |name: &str, parameters: &Json| ToolSpec {
             name: name.into(),
             description: String::new(),
-            parameters: parameters.clone(),
+            parameters: parameters.clone().into(),
         };
         request.tools = vec![tool("closed", &closed), tool("open", &json!({"type": "object"}))];
-        request.output_schema = Some(closed);
+        request.output_schema = Some(closed.into());
         let quirks = [Quirk::NoResponseFormat, Quirk::NoStreamOptions, Quirk::StrictTools].into();
         let sent: Json = serde_json::from_slice(&body(&request, &quirks).expect("valid")).expect("JSON");
         assert_eq!((sent.get("response_format"), sent.get("stream_options")), (None, None));

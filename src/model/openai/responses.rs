@@ -16,6 +16,7 @@ use super::{
     schema::allows_strict,
 };
 use crate::{
+    graph::SharedSchema,
     model::{
         Chunk, Error, Quirk, Reply, Request,
         answer::{Assemble, Fault, MAX_TOOL_CALLS, Progress, Size, arguments, too_many_calls, unreadable},
@@ -31,7 +32,7 @@ pub(super) fn body(request: &Request, quirks: &BTreeSet<Quirk>) -> Result<Vec<u8
     if settings.stop.as_ref().is_some_and(|stop| !stop.is_empty()) {
         return Err(Error::Settings("Responses has no `stop`; use the API chat_completions".into()));
     }
-    let schema = request.output_schema.as_ref();
+    let schema = request.output_schema.as_ref().map(SharedSchema::json);
     let told = schema.filter(|_| quirks.contains(&Quirk::NoResponseFormat)).map(schema_told);
     let instructions: Vec<&str> =
         request.system_prompt.as_deref().into_iter().chain(told.as_deref()).collect();
@@ -50,7 +51,7 @@ pub(super) fn body(request: &Request, quirks: &BTreeSet<Quirk>) -> Result<Vec<u8
         .tools
         .iter()
         .map(|spec| {
-            let parameters = parameters(&spec.parameters);
+            let parameters = parameters(spec.parameters.json());
             // Without the word, Responses takes every schema for a strict one.
             let strict = quirks.contains(&Quirk::StrictTools) && allows_strict(&parameters);
             json!({"type": "function", "name": &*spec.name, "description": spec.description,

@@ -104,7 +104,7 @@ impl Mock {
         let tool = |name: &str, key: &str| ToolSpec {
             name: name.into(),
             description: "d".into(),
-            parameters: json!({"type": "object", "properties": {key: {"type": "string"}}}),
+            parameters: json!({"type": "object", "properties": {key: {"type": "string"}}}).into(),
         };
         let request = Request {
             settings: Arc::new(ModelSettings::parse("mock:gpt-4o")),

@@ -8,7 +8,7 @@ mod files;
 mod search;
 mod todos;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use async_trait::async_trait;
 use serde_json::{Value as Json, json};
@@ -45,20 +45,27 @@ impl Tool for Builtin {
     }
 }
 
+/// The tools themselves. Nearly every graph has some: they are made once, and their schemas are compiled once.
+static ALL: LazyLock<[SharedTool; 7]> = LazyLock::new(|| {
+    [
+        tool("write_todos", todos::write_todos, WRITE_TODOS, todos_parameters()),
+        tool("ls", search::ls, LS, object(json!({"path": text_property(DIRECTORY)}), &[])),
+        tool("read_file", edit::read_file, READ_FILE, read_parameters()),
+        tool("write_file", edit::write_file, WRITE_FILE, write_parameters()),
+        tool("edit_file", edit::edit_file, EDIT_FILE, edit_parameters()),
+        tool("glob", search::glob, GLOB, glob_parameters()),
+        tool("grep", search::grep, GREP, grep_parameters()),
+    ]
+});
+
+fn tool(name: &str, run: Run, description: &str, parameters: Json) -> SharedTool {
+    let spec = ToolSpec { name: name.into(), description: description.into(), parameters: parameters.into() };
+    Arc::new(Builtin { spec, run })
+}
+
 /// The built-in tool called `name`; `None` when [`BUILTINS`] has no such name.
 pub fn builtin(name: &str) -> Option<SharedTool> {
-    let (run, description, parameters): (Run, &str, Json) = match name {
-        "write_todos" => (todos::write_todos, WRITE_TODOS, todos_parameters()),
-        "ls" => (search::ls, LS, object(json!({"path": text_property(DIRECTORY)}), &[])),
-        "read_file" => (edit::read_file, READ_FILE, read_parameters()),
-        "write_file" => (edit::write_file, WRITE_FILE, write_parameters()),
-        "edit_file" => (edit::edit_file, EDIT_FILE, edit_parameters()),
-        "glob" => (search::glob, GLOB, glob_parameters()),
-        "grep" => (search::grep, GREP, grep_parameters()),
-        _ => return None,
-    };
-    let spec = ToolSpec { name: name.into(), description: description.into(), parameters };
-    Some(Arc::new(Builtin { spec, run }))
+    ALL.iter().find(|tool| *tool.spec().name == *name).cloned()
 }
 
 const WRITE_TODOS: &str = "Saves the list of what is to be done for this task, replacing the former list. Use it \

@@ -49,7 +49,7 @@ fn every_builtin_has_its_name_and_a_schema_of_exact_parameters() {
         let tool = builtin(name).expect("listed");
         let spec = tool.spec();
         assert_eq!(&*spec.name, name);
-        let properties = spec.parameters["properties"].as_object().expect("an object");
+        let properties = spec.parameters.json()["properties"].as_object().expect("an object");
         let names: Vec<&str> = properties.keys().map(String::as_str).collect();
         format!("{name}({})", names.join(", "))
     };
@@ -71,7 +71,7 @@ fn arguments_of_any_type_are_answered() {
     let odd =
         [json!(null), json!(true), json!(-1), json!(1e300), json!("…"), json!([[1]]), json!({"a": null})];
     for name in BUILTINS {
-        let properties = builtin(name).expect("listed").spec().parameters["properties"].clone();
+        let properties = builtin(name).expect("listed").spec().parameters.json()["properties"].clone();
         for key in properties.as_object().expect("an object").keys() {
             for value in &odd {
                 let mut args =

@@ -22,10 +22,10 @@ use serde_json::{Value as Json, json};
 
 use super::{Answer, Call, Error, MAX_RESULT_CHARS, Tool, cut};
 use crate::{
-    graph::{Effect, Schema, ToolDefinition, ToolRuntime},
+    graph::{Effect, SharedSchema, ToolDefinition, ToolRuntime},
     model::ToolSpec,
     telemetry::Pass,
-    value::Value,
+    value::map_to_json,
 };
 use pool::{Host, Pool, Shared};
 
@@ -231,9 +231,8 @@ impl CodeTool {
 
     /// What the definition says, and the script where it says nothing.
     fn merged(&self, description: String, parameters: Json) -> Option<ToolSpec> {
-        if !parameters.is_object() || Schema::compile(&parameters).is_err() {
-            return None;
-        }
+        let parameters = SharedSchema::from(Some(parameters).filter(Json::is_object)?);
+        parameters.compiled().ok()?;
         let mut spec = ToolSpec { parameters, ..self.spec.clone() };
         if spec.description.is_empty() {
             spec.description = cut(description);
@@ -245,7 +244,7 @@ impl CodeTool {
         let state = call.state.iter().map(|(name, value)| (name.to_string(), value.to_json()));
         let request = Request::Call {
             script: self.script(),
-            args: Value::Map(Arc::new(call.args.clone())).to_json(),
+            args: map_to_json(call.args),
             tool_call_id: call.id,
             idempotency_key: call.idempotency_key,
             state: Json::Object(state.collect()),

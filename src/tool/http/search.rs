@@ -3,7 +3,7 @@
 //! **Invariant:** the provider's address and key are the operator's; nothing of a message reaches them but the
 //! arguments.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use reqwest::{Client, header::CONTENT_TYPE, redirect};
@@ -23,7 +23,7 @@ use crate::{
     secrets::Secret,
     telemetry::{Gate, Pass},
     tool::{Answer, Call, Error, Tool, cut, shorten},
-    value::{Map, Name, Value},
+    value::{Map, Name, Value, map_to_json},
 };
 
 /// The name agents use.
@@ -203,7 +203,7 @@ pub(in crate::tool) fn spec() -> ToolSpec {
         "required": ["query"],
         "additionalProperties": false
     });
-    ToolSpec { name: WEB_SEARCH.into(), description: DESCRIPTION.into(), parameters }
+    ToolSpec { name: WEB_SEARCH.into(), description: DESCRIPTION.into(), parameters: parameters.into() }
 }
 
 fn query(args: &Map) -> &str {
@@ -217,7 +217,7 @@ fn wanted(args: &Map) -> usize {
 
 /// The arguments, which have passed the schema, are what providers take.
 fn body(args: &Map) -> Json {
-    let mut body = Value::Map(Arc::new(args.clone())).to_json();
+    let mut body = map_to_json(args);
     if let Json::Object(body) = &mut body {
         body.entry("max_results").or_insert(DEFAULT_RESULTS.into());
     }

@@ -6,7 +6,7 @@ use rmcp::model::{Tool, ToolAnnotations};
 use serde_json::Value as Json;
 
 use crate::{
-    graph::{Effect, Schema},
+    graph::{Effect, SharedSchema},
     tool::shorten,
 };
 
@@ -37,7 +37,7 @@ pub(super) struct Listed {
     pub(super) name: String,
     pub(super) description: String,
     /// JSON Schema of its arguments.
-    pub(super) parameters: Json,
+    pub(super) parameters: SharedSchema,
     /// What a repeated call would do, as the server hints.
     pub(super) hinted: Effect,
 }
@@ -92,7 +92,8 @@ fn listed(tool: &Tool) -> Result<Listed, String> {
             "the schema of its arguments has {size} bytes, at most {MAX_SCHEMA_BYTES} are allowed"
         ));
     }
-    Schema::compile(&parameters).map_err(|why| format!("the schema of its arguments {why}"))?;
+    let parameters = SharedSchema::from(parameters);
+    parameters.compiled().map_err(|why| format!("the schema of its arguments {why}"))?;
     let described = tool.description.as_deref().filter(|text| !text.trim().is_empty());
     let described = described.or(tool.title.as_deref()).unwrap_or_default();
     Ok(Listed {

@@ -10,11 +10,11 @@ use super::{
     server::Server,
 };
 use crate::{
-    graph::{Effect, McpName, ToolDefinition},
+    graph::{Effect, McpName, SharedSchema, ToolDefinition},
     model::ToolSpec,
     telemetry::Pass,
     tool::{Answer, Call, CallPolicy, Error, Offer, SharedTool, Tell, Tool},
-    value::Value,
+    value::map_to_json,
 };
 
 /// Which tools a name stands for, and what the definition says of them itself.
@@ -24,7 +24,7 @@ pub(super) struct Wanted {
     picked: Vec<String>,
     effect: Option<Effect>,
     description: String,
-    parameters: Option<serde_json::Value>,
+    parameters: Option<SharedSchema>,
     policy: CallPolicy,
 }
 
@@ -49,7 +49,7 @@ impl Wanted {
             None => (Naming::Prefixed(definition.name.clone()), runtime.tools.clone()),
         };
         let description = if runtime.tool.is_some() { definition.description.clone() } else { String::new() };
-        let (effect, parameters) = (definition.effect, definition.parameters.clone());
+        let (effect, parameters) = (definition.effect, definition.parameters.clone().map(Into::into));
         let policy = CallPolicy::of(definition);
         Some(Self { naming, picked, effect, description, parameters, policy })
     }
@@ -174,7 +174,7 @@ impl Tool for McpTool {
     }
 
     async fn call_telling(&self, call: Call<'_>, tell: Tell<'_>) -> Answer {
-        let serde_json::Value::Object(arguments) = Value::Map(Arc::new(call.args.clone())).to_json() else {
+        let serde_json::Value::Object(arguments) = map_to_json(call.args) else {
             unreachable!("a map is an object")
         };
         let answer = self.server.call((&self.own_name, arguments), &call, tell).await;

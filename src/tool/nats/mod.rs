@@ -18,7 +18,7 @@ use crate::{
     graph::{Effect, NatsTool as Definition},
     model::ToolSpec,
     telemetry::{Gate, Pass, traceparent_of},
-    value::Value,
+    value::map_to_json,
 };
 
 /// Header that lets a worker tell a repeated call from a new one; the same on every attempt.
@@ -152,7 +152,7 @@ impl SubjectTool {
         if let Some(reason) = self.subjects.config.subjects.refusal(&self.subject) {
             return Err(Error::SubjectNotAllowed { subject: self.subject.clone(), reason });
         }
-        let payload = Value::Map(Arc::new(call.args.clone())).to_json().to_string();
+        let payload = map_to_json(call.args).to_string();
         if payload.len() > MAX_PAYLOAD_BYTES {
             return Err(Error::Arguments(format!("the arguments are above {MAX_PAYLOAD_BYTES} bytes")));
         }

@@ -7,7 +7,7 @@ use crate::{
     ids::UnixNanos,
     telemetry::Limited,
     tool::CallOutcome,
-    value::{State, ToolStatus},
+    value::{State, ToolStatus, Value},
 };
 
 /// A broker that answers every request with the same, and keeps the last one.
@@ -37,7 +37,7 @@ async fn call(subject: &str, args: Json, reply: Result<Incoming, Unanswered>) ->
         config: NatsConfig { subjects: allowed, timeout: Duration::from_secs(30) },
         calls: Gate::new(Limited::ToolCalls, 1),
     };
-    let spec = ToolSpec { name: "get".into(), description: String::new(), parameters: json!({}) };
+    let spec = ToolSpec { name: "get".into(), description: String::new(), parameters: json!({}).into() };
     let definition = Definition { subject: subject.into() };
     let tool = SubjectTool::new(spec, Effect::Irreversible, &definition, subjects);
     let (args, state) = (Value::from(args), State::new());

@@ -119,7 +119,7 @@ async fn scripts_of_the_python_service_run_as_they_are() {
     note.prepare().await;
     assert_eq!(note.spec().description, "Notes a text.");
     assert_eq!(
-        note.spec().parameters,
+        *note.spec().parameters.json(),
         json!({"type": "object", "required": ["level", "text"], "properties": {"text": {"type": "string"},
             "level": {"enum": ["low", "high"]}, "times": {"type": "integer", "description": "how often", "default": 1}}})
     );

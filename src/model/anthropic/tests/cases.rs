@@ -215,7 +215,7 @@ async fn a_paused_turn_is_gone_on_with() {
 
 fn structured() -> Request {
     let schema = json!({"type": "object", "properties": {"city": {"type": "string"}}});
-    Request { output_schema: Some(schema), ..request() }
+    Request { output_schema: Some(schema.into()), ..request() }
 }
 
 #[tokio::test]

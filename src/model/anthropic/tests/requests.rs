@@ -167,8 +167,8 @@ fn thinking_has_room_beside_the_answer() {
 #[test]
 fn a_schema_is_a_tool_or_the_providers_own() {
     let schema = json!({"type": "object", "properties": {"a": {"type": "string"}}});
-    let tool = ToolSpec { name: "weather".into(), description: "d".into(), parameters: Json::Null };
-    let mut request = Request { output_schema: Some(schema.clone()), ..request() };
+    let tool = ToolSpec { name: "weather".into(), description: "d".into(), parameters: Json::Null.into() };
+    let mut request = Request { output_schema: Some(schema.clone().into()), ..request() };
     let forced = sent(&request);
     assert_eq!(forced["tool_choice"], json!({"type": "tool", "name": "give_final_answer"}));
     assert_eq!(forced["tools"][0]["input_schema"], schema);

@@ -126,8 +126,12 @@ fn the_whole_conversation_is_sent() {
         .into_iter()
         .map(Arc::new)
         .collect(),
-        tools: vec![ToolSpec { name: "search".into(), description: "d".into(), parameters: closed.clone() }],
-        output_schema: Some(closed.clone()),
+        tools: vec![ToolSpec {
+            name: "search".into(),
+            description: "d".into(),
+            parameters: closed.clone().into(),
+        }],
+        output_schema: Some(closed.clone().into()),
         ..request(settings)
     };
     let body = body(&request, &[Quirk::StrictTools].into()).expect("valid");
