@@ -35,8 +35,12 @@ pub(super) struct Answer {
     pub(super) reply: Reply,
 }
 
-/// What a call has behind and before it.
-struct Asked {
+/// A question of a node to models.
+struct Question<'a> {
+    scope: &'a Scope,
+    task: TaskView<'a>,
+    /// As it is put to the model that is asked now.
+    request: Arc<Request>,
     /// Tries, of all models.
     tries: u32,
     /// Models that can still be asked after this one.
@@ -57,16 +61,12 @@ enum Stopped {
 }
 
 /// Asks the request's model, then its fallbacks, each as often as the retry policy allows.
-pub(super) async fn ask(
-    scope: &Scope,
-    task: TaskView<'_>,
-    mut request: Arc<Request>,
-) -> Result<Answer, Error> {
+pub(super) async fn ask(scope: &Scope, task: TaskView<'_>, request: Arc<Request>) -> Result<Answer, Error> {
     let first = request.settings.clone();
     let mut fallbacks = first.fallbacks.iter();
-    let mut asked = Asked { tries: 0, others: fallbacks.len() };
+    let mut question = Question { scope, task, request, tries: 0, others: fallbacks.len() };
     loop {
-        let failed = match ask_one(scope, task, &mut request, &mut asked).await {
+        let failed = match question.ask_one().await {
             Ok(answer) => return accept(answer),
             Err(Stopped::Failed(failed)) => failed,
             Err(Stopped::Here(error)) => return Err(error),
@@ -74,108 +74,232 @@ pub(super) async fn ask(
         let Some(settings) = fallbacks.next().filter(|_| failed.error.is_retryable()) else {
             return Err(failed.error.into());
         };
-        asked.others = fallbacks.len();
-        let next = Arc::make_mut(&mut request);
-        (next.settings, next.retry) = (Arc::new(settings.clone()), task.tries.number());
-        tell_retry(scope, task, (next, asked.tries), &failed, Duration::ZERO);
+        question.others = fallbacks.len();
+        let request = Arc::make_mut(&mut question.request);
+        (request.settings, request.retry) = (Arc::new(settings.clone()), task.tries.number());
+        question.tell_retry(&failed, Duration::ZERO);
     }
 }
 
-async fn ask_one(
-    scope: &Scope,
-    task: TaskView<'_>,
-    request: &mut Arc<Request>,
-    asked: &mut Asked,
-) -> Result<Answer, Stopped> {
-    if let Some(answer) = recall::find(scope, task, request).await {
-        return Ok(answer);
-    }
-    let need = accounting::need(scope, request).map_err(Stopped::Here)?;
-    let policy = retry_policy(scope, task);
-    // Whoever asks again otherwise need not wait here.
-    let patience = if asked.others > 0 || policy.tries == 1 { Duration::ZERO } else { BREAKER_PATIENCE };
-    let mut failed = 0;
-    loop {
-        // Who waits for others of its own job takes no place of other jobs meanwhile.
-        scope.spending.room(need, &request.settings.model).await.map_err(Stopped::Here)?;
-        let turn = match Box::pin(turn(scope, task, request, patience)).await {
-            Ok(turn) => turn,
-            Err(error) => {
-                wait_between_runs(task, &error, &policy);
-                return Err(Stopped::Failed(Failed { error, message_id: message_id() }));
-            }
-        };
-        let admitted = scope.spending.try_admit(need, &request.settings.model).map_err(Stopped::Here)?;
-        let Some(admitted) = admitted else { continue };
-        asked.tries += 1;
-        let message_id = message_id();
-        let error = match call(scope, task, (request, turn), &message_id).await {
-            Ok(reply) => {
-                recall::keep(scope, request, &reply).await;
-                return Ok(Answer { message_id, reply });
-            }
-            Err(Error::Model(error)) => error,
-            Err(other) => return Err(Stopped::Here(other)),
-        };
-        drop(admitted);
-        let delay = policy.delay(failed, &error, fastrand::u64(..));
-        let this = Failed { error, message_id };
-        let Some(wait) = delay else {
-            wait_between_runs(task, &this.error, &policy);
-            return Err(Stopped::Failed(this));
-        };
-        failed += 1;
-        // A try that failed has let go of it: nothing is copied.
-        Arc::make_mut(request).retry += 1;
-        tell_retry(scope, task, (request, asked.tries), &this, wait);
-        tokio::time::sleep(wait).await;
-    }
-}
-
-/// Waits for the call's turn, and tells when that takes long; a provider that is not asked for a while is waited for
-/// as long as `patience`.
-async fn turn(
-    scope: &Scope,
-    task: TaskView<'_>,
-    request: &Request,
-    patience: Duration,
-) -> Result<Turn, model::Error> {
-    let mut waited = Duration::ZERO;
-    loop {
-        let mut waiting = pin!(scope.models.turn(request, &scope.thread_id));
-        let came = match timeout(SLOW_TURN, &mut waiting).await {
-            Ok(came) => came,
-            Err(_) => {
-                tell_wait(scope, task, request, ("limit", SLOW_TURN));
-                waiting.await
-            }
-        };
-        let error = match came {
-            Ok(turn) => return Ok(turn),
-            Err(error) => error,
-        };
-        let model::Error::BreakerOpen { retry_in, .. } = &error else { return Err(error) };
-        // Not all at once, as soon as it closes.
-        let wait = *retry_in + scope.retry.base.mul_f64(fastrand::f64());
-        if waited + wait > patience {
-            return Err(error);
+impl Question<'_> {
+    /// Asks one model, as often as it may be asked.
+    async fn ask_one(&mut self) -> Result<Answer, Stopped> {
+        let Self { scope, task, .. } = *self;
+        if let Some(answer) = recall::find(scope, task, &self.request).await {
+            return Ok(answer);
         }
-        waited += wait;
-        tell_wait(scope, task, request, ("breaker", wait));
-        tokio::time::sleep(wait).await;
+        let need = accounting::need(scope, &self.request).map_err(Stopped::Here)?;
+        let policy = retry_policy(scope, task);
+        // Whoever asks again otherwise need not wait here.
+        let patience = if self.others > 0 || policy.tries == 1 { Duration::ZERO } else { BREAKER_PATIENCE };
+        let mut failed = 0;
+        loop {
+            let model = &self.request.settings.model;
+            // Who waits for others of its own job takes no place of other jobs meanwhile.
+            scope.spending.room(need, model).await.map_err(Stopped::Here)?;
+            let turn = match Box::pin(self.turn(patience)).await {
+                Ok(turn) => turn,
+                Err(error) => {
+                    wait_between_runs(task, &error, &policy);
+                    return Err(Stopped::Failed(Failed { error, message_id: message_id() }));
+                }
+            };
+            let admitted = scope.spending.try_admit(need, model).map_err(Stopped::Here)?;
+            let Some(admitted) = admitted else { continue };
+            self.tries += 1;
+            let message_id = message_id();
+            let error = match self.call(turn, &message_id).await {
+                Ok(reply) => {
+                    recall::keep(scope, &self.request, &reply).await;
+                    return Ok(Answer { message_id, reply });
+                }
+                Err(Error::Model(error)) => error,
+                Err(other) => return Err(Stopped::Here(other)),
+            };
+            drop(admitted);
+            let delay = policy.delay(failed, &error, fastrand::u64(..));
+            let this = Failed { error, message_id };
+            let Some(wait) = delay else {
+                wait_between_runs(task, &this.error, &policy);
+                return Err(Stopped::Failed(this));
+            };
+            failed += 1;
+            // A try that failed has let go of it: nothing is copied.
+            Arc::make_mut(&mut self.request).retry += 1;
+            self.tell_retry(&this, wait);
+            tokio::time::sleep(wait).await;
+        }
     }
-}
 
-/// Says that a call waits, for its turn already or for the provider from now on.
-fn tell_wait(scope: &Scope, task: TaskView<'_>, request: &Request, (reason, wait): (&str, Duration)) {
-    let ModelSettings { provider, model, .. } = &*request.settings;
-    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-    tracing::info!(node = %task.node.name, %provider, %model, reason, wait_ms, "a model call waits");
-    if is_heard(task) {
-        let data = json!({
-            "kind": "model_wait", "provider": provider, "model": model, "reason": reason, "wait_ms": wait_ms,
-        });
-        scope.emitter.emit(EventType::Custom, task.origin(), data);
+    /// Waits for the call's turn, and tells when that takes long; a provider that is not asked for a while is waited
+    /// for as long as `patience`.
+    async fn turn(&self, patience: Duration) -> Result<Turn, model::Error> {
+        let Self { scope, request, .. } = self;
+        let mut waited = Duration::ZERO;
+        loop {
+            let mut waiting = pin!(scope.models.turn(request, &scope.thread_id));
+            let came = match timeout(SLOW_TURN, &mut waiting).await {
+                Ok(came) => came,
+                Err(_) => {
+                    self.tell_wait("limit", SLOW_TURN);
+                    waiting.await
+                }
+            };
+            let error = match came {
+                Ok(turn) => return Ok(turn),
+                Err(error) => error,
+            };
+            let model::Error::BreakerOpen { retry_in, .. } = &error else { return Err(error) };
+            // Not all at once, as soon as it closes.
+            let wait = *retry_in + scope.retry.base.mul_f64(fastrand::f64());
+            if waited + wait > patience {
+                return Err(error);
+            }
+            waited += wait;
+            self.tell_wait("breaker", wait);
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Says that the call waits, for its turn already or for the provider from now on.
+    fn tell_wait(&self, reason: &str, wait: Duration) {
+        let (task, ModelSettings { provider, model, .. }) = (self.task, &*self.request.settings);
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        tracing::info!(node = %task.node.name, %provider, %model, reason, wait_ms, "a model call waits");
+        if is_heard(task) {
+            let data = json!({
+                "kind": "model_wait", "provider": provider, "model": model, "reason": reason,
+                "wait_ms": wait_ms,
+            });
+            self.scope.emitter.emit(EventType::Custom, task.origin(), data);
+        }
+    }
+
+    /// Says that a model is asked again, and which text is no more.
+    fn tell_retry(&self, failed: &Failed, wait: Duration) {
+        let (task, ModelSettings { provider, model, .. }) = (self.task, &*self.request.settings);
+        let Failed { error, message_id } = failed;
+        let (code, attempt) = (error.code(), self.tries + 1);
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        tracing::warn!(node = %task.node.name, %provider, %model, code, %error, attempt, wait_ms, "model call failed, trying again");
+        if is_heard(task) {
+            let data = json!({
+                "attempt": attempt, "reason": code, "superseded_message_id": message_id,
+                "had_text": task.tries.has_said(message_id), "provider": provider, "model": model,
+                "wait_ms": wait_ms,
+            });
+            self.scope.emitter.emit(EventType::LlmRetry, task.origin(), data);
+        }
+    }
+
+    /// One try: streams the text as it comes, under a message id of its own so that a retry never doubles text.
+    async fn call(&self, mut turn: Turn, message_id: &str) -> Result<Reply, Error> {
+        let Self { scope, task, request, .. } = self;
+        let ModelSettings { provider, model, .. } = &*request.settings;
+        let span = tracing::info_span!(
+            "model_call",
+            otel.name = format!("chat {model}"),
+            gen_ai.operation.name = "chat",
+            gen_ai.provider.name = provider,
+            gen_ai.request.model = model,
+            gen_ai.usage.input_tokens = tracing::field::Empty,
+            gen_ai.usage.output_tokens = tracing::field::Empty,
+            node = %task.node.name,
+        );
+        // Only configured providers become label values; models are bounded.
+        let adapter = scope.models.provider(provider)?;
+        let label = label::MODEL.value(model);
+        let started = Instant::now();
+        let result = self.stream(&*adapter, message_id, &mut turn).instrument(span.clone()).await;
+        match &result {
+            Ok(reply) => turn.answered(reply.usage.as_ref()),
+            Err(Error::Model(error)) => turn.failed(error),
+            // The node's own limit of time says nothing about the provider.
+            Err(_) => drop(turn),
+        }
+        let elapsed = started.elapsed().as_secs_f64();
+        metrics::histogram!(metric::LLM_SECONDS, "provider" => provider.clone(), "model" => label.clone())
+            .record(elapsed);
+        let reply = result.inspect_err(|error| {
+            let labels = [("provider", provider.clone()), ("code", label::CODE.value(error.code()))];
+            metrics::counter!(metric::LLM_FAILURES, &labels).increment(1);
+        })?;
+        if let Some(usage) = &reply.usage {
+            span.record("gen_ai.usage.input_tokens", usage.input_tokens);
+            span.record("gen_ai.usage.output_tokens", usage.output_tokens);
+        }
+        let elapsed = started.elapsed();
+        accounting::book(scope, *task, &Answered { request, message_id, reply: &reply, elapsed });
+        Ok(reply)
+    }
+
+    async fn stream(
+        &self,
+        adapter: &dyn ChatModel,
+        message_id: &str,
+        turn: &mut Turn,
+    ) -> Result<Reply, Error> {
+        let Self { scope, task, ref request, .. } = *self;
+        let idle = task.node.policy.idle_timeout;
+        let silent = |limit: Duration| Error::Idle(limit.as_secs_f64());
+        let mut chunks = match idle {
+            None => adapter.call(request.clone()).await?,
+            Some(limit) => {
+                timeout(limit, adapter.call(request.clone())).await.map_err(|_| silent(limit))??
+            }
+        };
+        let mut heard = tokio::time::Instant::now();
+        let mut text = TokenBuffer::new(scope.emitter.tokens());
+        let is_heard = is_heard(task);
+        let say = |piece: &Piece| {
+            if is_heard {
+                scope.emitter.token(task.origin(), message_id, piece);
+            }
+        };
+        let mut is_first = true;
+        loop {
+            let chunk = tokio::select! {
+                // The clock is read only when the model has nothing to say.
+                biased;
+                chunk = chunks.next() => chunk,
+                limit = silence(heard, idle) => return Err(silent(limit)),
+                () = due(&text) => {
+                    if let Some(piece) = text.tick(Instant::now()) {
+                        say(&piece);
+                    }
+                    continue;
+                }
+            };
+            if idle.is_some() {
+                heard = tokio::time::Instant::now();
+            }
+            match chunk {
+                Some(Ok(Chunk::Begun)) => turn.hears(),
+                Some(Ok(Chunk::Text(piece))) => {
+                    if is_first && is_heard {
+                        task.tries.says(message_id);
+                    }
+                    if let Some(seconds) = is_first.then(|| scope.spending.first_token()).flatten() {
+                        metrics::histogram!(metric::FIRST_TOKEN_SECONDS).record(seconds);
+                    }
+                    is_first = false;
+                    if let Some(piece) = text.push(&piece, Instant::now()) {
+                        say(&piece);
+                    }
+                }
+                Some(Ok(Chunk::Done(reply))) => {
+                    if let Some(piece) = text.finish() {
+                        say(&piece);
+                    }
+                    return Ok(*reply);
+                }
+                Some(Err(error)) => return Err(error.into()),
+                None => {
+                    let message = "the answer ended without an end".to_owned();
+                    return Err(model::Error::Protocol { provider: "model".into(), message }.into());
+                }
+            }
+        }
     }
 }
 
@@ -197,28 +321,6 @@ fn retry_policy(scope: &Scope, task: TaskView<'_>) -> retry::Policy {
     retry::Policy { tries: if is_covered { 1 } else { scope.retry.tries }, ..scope.retry }
 }
 
-/// Says that a model is asked again, and which text is no more.
-fn tell_retry(
-    scope: &Scope,
-    task: TaskView<'_>,
-    (request, tries): (&Request, u32),
-    failed: &Failed,
-    wait: Duration,
-) {
-    let (ModelSettings { provider, model, .. }, error) = (&*request.settings, &failed.error);
-    let (code, attempt) = (error.code(), tries + 1);
-    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-    tracing::warn!(node = %task.node.name, %provider, %model, code, %error, attempt, wait_ms, "model call failed, trying again");
-    if is_heard(task) {
-        let data = json!({
-            "attempt": attempt, "reason": code, "superseded_message_id": failed.message_id,
-            "had_text": task.tries.has_said(&failed.message_id), "provider": provider, "model": model,
-            "wait_ms": wait_ms,
-        });
-        scope.emitter.emit(EventType::LlmRetry, task.origin(), data);
-    }
-}
-
 /// A summary is part of the conversation, and nobody's answer.
 pub(super) fn is_heard(task: TaskView<'_>) -> bool {
     !matches!(task.node.kind, NodeKind::Summary(_))
@@ -229,119 +331,6 @@ fn accept(answer: Answer) -> Result<Answer, Error> {
         // What was said before is no answer, and calls beside a refusal are not made.
         Some(refusal) => Err(Error::Refused(refusal.clone())),
         None => Ok(answer),
-    }
-}
-
-/// One try: streams the text as it comes, under a message id of its own so that a retry never doubles text.
-async fn call(
-    scope: &Scope,
-    task: TaskView<'_>,
-    (request, mut turn): (&Arc<Request>, Turn),
-    message_id: &str,
-) -> Result<Reply, Error> {
-    let ModelSettings { provider, model, .. } = &*request.settings;
-    let span = tracing::info_span!(
-        "model_call",
-        otel.name = format!("chat {model}"),
-        gen_ai.operation.name = "chat",
-        gen_ai.provider.name = provider,
-        gen_ai.request.model = model,
-        gen_ai.usage.input_tokens = tracing::field::Empty,
-        gen_ai.usage.output_tokens = tracing::field::Empty,
-        node = %task.node.name,
-    );
-    // Only configured providers become label values; models are bounded.
-    let adapter = scope.models.provider(provider)?;
-    let label = label::MODEL.value(model);
-    let started = Instant::now();
-    let result = stream(scope, task, (adapter, request.clone()), (message_id, &mut turn))
-        .instrument(span.clone())
-        .await;
-    match &result {
-        Ok(reply) => turn.answered(reply.usage.as_ref()),
-        Err(Error::Model(error)) => turn.failed(error),
-        // The node's own limit of time says nothing about the provider.
-        Err(_) => drop(turn),
-    }
-    let elapsed = started.elapsed().as_secs_f64();
-    metrics::histogram!(metric::LLM_SECONDS, "provider" => provider.clone(), "model" => label.clone())
-        .record(elapsed);
-    let reply = result.inspect_err(|error| {
-        let labels = [("provider", provider.clone()), ("code", label::CODE.value(error.code()))];
-        metrics::counter!(metric::LLM_FAILURES, &labels).increment(1);
-    })?;
-    if let Some(usage) = &reply.usage {
-        span.record("gen_ai.usage.input_tokens", usage.input_tokens);
-        span.record("gen_ai.usage.output_tokens", usage.output_tokens);
-    }
-    let elapsed = started.elapsed();
-    accounting::book(scope, task, &Answered { request, message_id, reply: &reply, elapsed });
-    Ok(reply)
-}
-
-async fn stream(
-    scope: &Scope,
-    task: TaskView<'_>,
-    (adapter, request): (Arc<dyn ChatModel>, Arc<Request>),
-    (message_id, turn): (&str, &mut Turn),
-) -> Result<Reply, Error> {
-    let idle = task.node.policy.idle_timeout;
-    let silent = |limit: Duration| Error::Idle(limit.as_secs_f64());
-    let mut chunks = match idle {
-        None => adapter.call(request).await?,
-        Some(limit) => timeout(limit, adapter.call(request)).await.map_err(|_| silent(limit))??,
-    };
-    let mut heard = tokio::time::Instant::now();
-    let mut text = TokenBuffer::new(scope.emitter.tokens());
-    let is_heard = is_heard(task);
-    let say = |piece: &Piece| {
-        if is_heard {
-            scope.emitter.token(task.origin(), message_id, piece);
-        }
-    };
-    let mut is_first = true;
-    loop {
-        let chunk = tokio::select! {
-            // The clock is read only when the model has nothing to say.
-            biased;
-            chunk = chunks.next() => chunk,
-            limit = silence(heard, idle) => return Err(silent(limit)),
-            () = due(&text) => {
-                if let Some(piece) = text.tick(Instant::now()) {
-                    say(&piece);
-                }
-                continue;
-            }
-        };
-        if idle.is_some() {
-            heard = tokio::time::Instant::now();
-        }
-        match chunk {
-            Some(Ok(Chunk::Begun)) => turn.hears(),
-            Some(Ok(Chunk::Text(piece))) => {
-                if is_first && is_heard {
-                    task.tries.says(message_id);
-                }
-                if let Some(seconds) = is_first.then(|| scope.spending.first_token()).flatten() {
-                    metrics::histogram!(metric::FIRST_TOKEN_SECONDS).record(seconds);
-                }
-                is_first = false;
-                if let Some(piece) = text.push(&piece, Instant::now()) {
-                    say(&piece);
-                }
-            }
-            Some(Ok(Chunk::Done(reply))) => {
-                if let Some(piece) = text.finish() {
-                    say(&piece);
-                }
-                return Ok(*reply);
-            }
-            Some(Err(error)) => return Err(error.into()),
-            None => {
-                let message = "the answer ended without an end".to_owned();
-                return Err(model::Error::Protocol { provider: "model".into(), message }.into());
-            }
-        }
     }
 }
 
