@@ -94,7 +94,7 @@ fn our_values_have_the_bytes_that_python_writes() {
         ("exception", "ValueError('boom')".into()),
         ("nested-bytes", Value::map([("b", Value::Bytes(Bytes::from_static(&[0, 1])))])),
     ] {
-        assert_eq!(hex(&encoded(&value)), hex(&python(name)), "{name}");
+        assert_eq!(hex(encoded(&value)), hex(python(name)), "{name}");
         assert_eq!(decode_value(&python(name)), Ok(value), "{name}");
     }
 }
@@ -106,7 +106,7 @@ fn everything_python_wrote_is_written_back_unchanged() {
     for (name, kind, bytes) in rows {
         let value = typed(kind, bytes.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
         if kind == "msgpack" {
-            assert_eq!(hex(&encoded(&value)), hex(&bytes), "{name}");
+            assert_eq!(hex(encoded(&value)), hex(&bytes), "{name}");
             count += 1;
         }
     }
