@@ -11,18 +11,16 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use axum::{Json, response::IntoResponse, response::Response};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
-use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::TaskTracker;
+
+use crate::doors::{Served, serve};
 
 /// What its tokens begin with.
 pub(crate) const TOKEN_PREFIX: &str = "hvs.pl4nt-token-";
 
 /// A running server; it ends when it is dropped.
 pub(crate) struct Vault {
-    pub(crate) url: String,
+    pub(crate) served: Served,
     shared: Arc<Mutex<Inside>>,
-    _end: DropGuard,
 }
 
 /// What the server has and knows.
@@ -54,12 +52,7 @@ impl Vault {
             .route("/v1/auth/token/renew-self", post(renew))
             .route("/v1/{mount}/data/{*path}", get(read))
             .with_state(shared.clone());
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let url = format!("http://{}", listener.local_addr()?);
-        let end = CancellationToken::new();
-        let ended = end.clone().cancelled_owned();
-        TaskTracker::new().spawn(axum::serve(listener, router).with_graceful_shutdown(ended).into_future());
-        Ok(Self { url, shared, _end: end.drop_guard() })
+        Ok(Self { served: serve(router).await?, shared })
     }
 
     /// What it has and knows, to be looked at and changed.

@@ -26,7 +26,10 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::servers;
+use crate::{
+    doors::{Served, serve},
+    servers,
+};
 
 /// Longer than any run here takes on a busy machine, the lease of a dead process included.
 const WITHIN: Duration = Duration::from_secs(60);
@@ -117,7 +120,7 @@ struct Bank {
     stalls: AtomicBool,
 }
 
-async fn bank() -> Result<(Arc<Bank>, String, tokio::task::JoinSet<()>)> {
+async fn bank() -> Result<(Arc<Bank>, Served)> {
     let bank = Arc::<Bank>::default();
     let counted = bank.clone();
     let answer = move || {
@@ -130,13 +133,7 @@ async fn bank() -> Result<(Arc<Bank>, String, tokio::task::JoinSet<()>)> {
             "paid"
         }
     };
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let url = format!("http://{}/", listener.local_addr()?);
-    let mut serving = tokio::task::JoinSet::new();
-    serving.spawn(async move {
-        let _ = axum::serve(listener, Router::new().fallback(answer)).await;
-    });
-    Ok((bank, url, serving))
+    Ok((bank, serve(Router::new().fallback(answer)).await?))
 }
 
 /// An agent that pays, thinks for `delay_ms`, and says so.
@@ -227,8 +224,8 @@ async fn turns_of_a_thread_follow_one_another_and_memory_keeps_none() -> Result<
 #[tokio::test]
 async fn a_killed_run_goes_on_from_its_checkpoint_and_repeats_no_call() -> Result<()> {
     let desk = Desk::new()?;
-    let (bank, url, _serving) = bank().await?;
-    let file = desk.put("payer.json", &payer(&url, 10_000))?;
+    let (bank, served) = bank().await?;
+    let file = desk.put("payer.json", &payer(&served.url, 10_000))?;
     let arguments = ["--thread", "t", "--input", "pay", "--json"];
     let mut child = desk.command(&file, &arguments).spawn()?;
     // The state after the call has been stored: input, the model's turn, the call.
@@ -252,9 +249,9 @@ async fn a_killed_run_goes_on_from_its_checkpoint_and_repeats_no_call() -> Resul
 #[tokio::test]
 async fn a_call_that_a_kill_left_open_is_asked_about_and_the_answer_is_taken() -> Result<()> {
     let desk = Desk::new()?;
-    let (bank, url, _serving) = bank().await?;
+    let (bank, served) = bank().await?;
     bank.stalls.store(true, Ordering::SeqCst);
-    let file = desk.put("payer.json", &payer(&url, 0))?;
+    let file = desk.put("payer.json", &payer(&served.url, 0))?;
     let mut child = desk.command(&file, &["--thread", "it's", "--input", "pay", "--json"]).spawn()?;
     let asked = || async { bank.requests.load(Ordering::SeqCst) == 1 };
     servers::until("the request is on its way", WITHIN, asked).await?;
@@ -300,9 +297,9 @@ async fn at_a_terminal(command: &Command, typed: &str) -> Result<(Option<i32>, S
 #[tokio::test]
 async fn at_a_terminal_the_question_is_asked_and_answered() -> Result<()> {
     let desk = Desk::new()?;
-    let (bank, url, _serving) = bank().await?;
+    let (bank, served) = bank().await?;
     bank.stalls.store(true, Ordering::SeqCst);
-    let mut definition = payer(&url, 0);
+    let mut definition = payer(&served.url, 0);
     definition["tool_definitions"][0]["http"]["timeout_seconds"] = json!(2.0);
     let file = desk.put("payer.json", &definition)?;
     let command = desk.command(&file, &["--thread", "t", "--input", "pay"]);
@@ -340,8 +337,8 @@ async fn two_runs_on_one_thread_take_turns_and_do_not_fork_it() -> Result<()> {
 #[tokio::test]
 async fn ctrl_c_cancels_and_keeps_what_was_done() -> Result<()> {
     let desk = Desk::new()?;
-    let (bank, url, _serving) = bank().await?;
-    let file = desk.put("payer.json", &payer(&url, 600_000))?;
+    let (bank, served) = bank().await?;
+    let file = desk.put("payer.json", &payer(&served.url, 600_000))?;
     let mut child = desk.command(&file, &["--thread", "t", "--input", "pay", "--json"]).spawn()?;
     until(&mut child, "on_state_update", 3).await?;
     signal(&child, "-INT")?;
@@ -358,8 +355,8 @@ async fn ctrl_c_cancels_and_keeps_what_was_done() -> Result<()> {
 #[tokio::test]
 async fn sigterm_leaves_the_job_to_the_next_run() -> Result<()> {
     let desk = Desk::new()?;
-    let (bank, url, _serving) = bank().await?;
-    let file = desk.put("payer.json", &payer(&url, 10_000))?;
+    let (bank, served) = bank().await?;
+    let file = desk.put("payer.json", &payer(&served.url, 10_000))?;
     let mut child = desk.command(&file, &["--thread", "t", "--input", "pay", "--json"]).spawn()?;
     until(&mut child, "on_state_update", 3).await?;
     signal(&child, "-TERM")?;

@@ -1,5 +1,7 @@
 //! The one test binary beside the tests in `src/`: whole graphs, the architecture, and real servers.
 
+#[path = "../../dev/doors.rs"]
+mod doors;
 #[path = "../../dev/executor.rs"]
 mod executor;
 #[path = "../../dev/packages.rs"]

@@ -61,7 +61,7 @@ async fn ask(secrets: &Secrets, name: &str) -> String {
 #[tokio::test]
 async fn a_name_is_a_document_and_what_stands_behind_the_dot_its_field() -> Result<()> {
     let vault = started().await?;
-    let secrets = secrets(&vault.url, Duration::from_secs(600))?;
+    let secrets = secrets(&vault.served.url, Duration::from_secs(600))?;
     assert_eq!(ask(&secrets, "stripe").await, "v4lue-of-stripe");
     assert_eq!(ask(&secrets, "stripe.hook").await, "h00k-of-stripe");
     assert_eq!(ask(&secrets, "stripe.port").await, "443");
@@ -83,7 +83,7 @@ async fn a_name_is_a_document_and_what_stands_behind_the_dot_its_field() -> Resu
 #[tokio::test]
 async fn what_changes_is_seen_when_nothing_is_kept() -> Result<()> {
     let vault = started().await?;
-    let secrets = secrets(&vault.url, Duration::ZERO)?;
+    let secrets = secrets(&vault.served.url, Duration::ZERO)?;
     assert_eq!(ask(&secrets, "stripe").await, "v4lue-of-stripe");
     vault.put("kv/agents/prod/stripe", json!({ "value": "r0tated" }));
     assert_eq!(ask(&secrets, "stripe").await, "r0tated");
@@ -94,7 +94,7 @@ async fn what_changes_is_seen_when_nothing_is_kept() -> Result<()> {
 async fn a_token_is_renewed_before_its_lease_ends_and_replaced_after_it() -> Result<()> {
     let vault = started().await?;
     vault.inside().lease_seconds = 3;
-    let secrets = secrets(&vault.url, Duration::ZERO)?;
+    let secrets = secrets(&vault.served.url, Duration::ZERO)?;
     // Whoever asks in the last third of a lease renews it; a slow machine may miss that of one lease, not of all.
     let renewed =
         || async { ask(&secrets, "stripe").await == "v4lue-of-stripe" && vault.inside().renewals > 0 };
@@ -109,7 +109,7 @@ async fn a_token_is_renewed_before_its_lease_ends_and_replaced_after_it() -> Res
 #[tokio::test]
 async fn a_server_that_is_away_or_says_no_is_a_reason_to_try_later_and_tells_nothing() -> Result<()> {
     let vault = started().await?;
-    let here = secrets(&vault.url, Duration::ZERO)?;
+    let here = secrets(&vault.served.url, Duration::ZERO)?;
     assert_eq!(ask(&here, "stripe").await, "v4lue-of-stripe");
     vault.inside().sealed = true;
     let sealed = ask(&here, "stripe").await;

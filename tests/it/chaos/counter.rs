@@ -13,10 +13,9 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use serde_json::{Value as Json, json};
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+
+use crate::doors::{Served, serve};
 
 /// How long an answer takes; enough for a process to die in between.
 const ANSWER: Duration = Duration::from_millis(40);
@@ -42,8 +41,6 @@ pub(super) struct Counter {
     started: Instant,
     calls: Arc<Mutex<Vec<Call>>>,
     victims: mpsc::UnboundedSender<Victim>,
-    end: CancellationToken,
-    tracker: TaskTracker,
 }
 
 /// The counter as one member sees it.
@@ -57,29 +54,20 @@ impl Counter {
     /// A counter, and the members that poison jobs have reached.
     pub(super) fn new(started: Instant) -> (Self, mpsc::UnboundedReceiver<Victim>) {
         let (victims, reached) = mpsc::unbounded_channel();
-        let (calls, end, tracker) = (Arc::default(), CancellationToken::new(), TaskTracker::new());
-        (Self { started, calls, victims, end, tracker }, reached)
+        (Self { started, calls: Arc::default(), victims }, reached)
     }
 
     /// Opens the port of a member.
-    pub(super) async fn open(&self, member: usize) -> Result<u16> {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let port = listener.local_addr()?.port();
+    pub(super) async fn open(&self, member: usize) -> Result<Served> {
         let router = Router::new()
             .route("/v1/chat/completions", post(answer))
             .route("/effect/{job}/{call}", post(effect))
             .with_state(Desk { counter: self.clone(), member });
-        let serving = async move { axum::serve(listener, router).await };
-        self.tracker.spawn(self.end.clone().run_until_cancelled_owned(serving));
-        Ok(port)
+        serve(router).await
     }
 
     pub(super) fn calls(&self) -> Vec<Call> {
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(super) fn close(&self) {
-        self.end.cancel();
     }
 
     fn note(&self, job_id: &str, label: String, key: Option<String>) {

@@ -80,9 +80,7 @@ pub(super) async fn run(plan: Plan) -> Result<()> {
     let load = Load::new(site.clone(), observer.clone(), plan.seed);
     let run = Run { plan, started, started_ms, site, nemesis, load, observer };
     println!("chaos: seed {}, {} members, {:?} of faults", plan.seed, plan.members, plan.lasts);
-    let judged = run.to_the_end(victims).await;
-    run.site.counter.close();
-    judged
+    run.to_the_end(victims).await
 }
 
 impl Run {

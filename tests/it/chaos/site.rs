@@ -13,6 +13,7 @@ use anyhow::{Context, Result};
 use super::counter::Counter;
 use super::jobs::Places;
 use super::plan::Line;
+use crate::doors::Served;
 use crate::executor::Executor;
 use crate::live::world::program;
 use crate::proxy::Proxy;
@@ -30,6 +31,7 @@ pub(super) struct Site {
     pub(super) members: Vec<Member>,
     pub(super) counter: Counter,
     pub(super) places: Places,
+    _effects: Served,
     /// Where logs are kept.
     pub(super) folder: PathBuf,
 }
@@ -38,6 +40,7 @@ pub(super) struct Site {
 pub(super) struct Member {
     pub(super) name: String,
     links: [Proxy; 3],
+    _model: Served,
     settings: Vec<(String, String)>,
     process: Mutex<Option<Arc<Executor>>>,
     starts: AtomicU32,
@@ -50,8 +53,10 @@ impl Site {
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let (postgres, nats, redis) = tokio::try_join!(Postgres::start(), Nats::start(), Redis::start())?;
-        let places = Places { effects_port: counter.open(usize::MAX).await? };
-        let mut site = Self { postgres, nats, redis, members: Vec::new(), counter, places, folder };
+        let effects = counter.open(usize::MAX).await?;
+        let places = Places { effects_port: effects.port };
+        let mut site =
+            Self { postgres, nats, redis, members: Vec::new(), counter, places, _effects: effects, folder };
         for number in 0..members {
             let member = site.member(number).await?;
             site.members.push(member);
@@ -63,7 +68,7 @@ impl Site {
         let postgres = Proxy::start(self.postgres.port()).await?;
         let nats = Proxy::start(self.nats.port()).await?;
         let redis = Proxy::start(self.redis.port()).await?;
-        let model_port = self.counter.open(number).await?;
+        let model = self.counter.open(number).await?;
         let name = format!("pod-{number}");
         let settings = [
             ("DATABASE_URL", format!("postgres://postgres@127.0.0.1:{}/postgres", postgres.port())),
@@ -71,7 +76,7 @@ impl Site {
             ("DRAGONFLY_URL", format!("redis://127.0.0.1:{}", redis.port())),
             ("POD_NAME", name.clone()),
             ("MODEL_PROVIDERS", "counted".to_owned()),
-            ("MODEL_PROVIDER_COUNTED_BASE_URL", format!("http://127.0.0.1:{model_port}/v1")),
+            ("MODEL_PROVIDER_COUNTED_BASE_URL", format!("{}/v1", model.url)),
             ("HTTP_TOOL_ALLOWED_HOSTS", "127.0.0.1".to_owned()),
             ("HTTP_TOOL_ALLOW_PRIVATE", "true".to_owned()),
             ("NATS_ACK_WAIT_SECONDS", "6".to_owned()),
@@ -82,6 +87,7 @@ impl Site {
             log: self.folder.join(format!("{name}.log")),
             name,
             links: [postgres, nats, redis],
+            _model: model,
             settings: settings.map(|(name, value)| (name.to_owned(), value)).to_vec(),
             process: Mutex::default(),
             starts: AtomicU32::new(0),

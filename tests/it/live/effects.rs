@@ -16,20 +16,16 @@ use super::{
     interop,
     world::{WITHIN, World, of_type, request, scripted},
 };
-use crate::servers;
+use crate::{
+    doors::{Served, serve},
+    servers,
+};
 
 /// A bank that counts what it is asked for, and says nothing while it stalls.
 pub(super) struct Bank {
-    pub(super) url: String,
+    pub(super) served: Served,
     requests: Arc<Mutex<Vec<(String, String)>>>,
     pub(super) stalls: Arc<AtomicBool>,
-    serving: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Bank {
-    fn drop(&mut self) {
-        self.serving.abort();
-    }
 }
 
 impl Bank {
@@ -48,14 +44,7 @@ impl Bank {
                 "done"
             }
         };
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        let url = format!("http://{}/", listener.local_addr()?);
-        let router = Router::new().fallback(answer);
-        #[expect(clippy::disallowed_methods, reason = "the server ends with the test")]
-        let serving = tokio::spawn(async move {
-            let _ = axum::serve(listener, router).await;
-        });
-        Ok(Self { url, requests, stalls, serving })
+        Ok(Self { served: serve(Router::new().fallback(answer)).await?, requests, stalls })
     }
 
     /// The idempotency keys of the requests with that method.
@@ -67,7 +56,7 @@ impl Bank {
 
 /// An agent that pays and sets a limit in one turn.
 fn definition(bank: &Bank) -> Json {
-    let tool = |name: &str, method: &str| json!({ "name": name, "description": name, "http": { "method": method, "url": bank.url } });
+    let tool = |name: &str, method: &str| json!({ "name": name, "description": name, "http": { "method": method, "url": bank.served.url } });
     let call = |id: &str, name: &str| json!({ "id": id, "name": name, "args": {} });
     let replies = json!([
         { "text": "both", "tool_calls": [call("c1", "pay"), call("c2", "set")] }, { "text": "all is paid" }

@@ -30,19 +30,15 @@ use super::{
     outages::metric,
     world::{WITHIN, World, of_type, request},
 };
-use crate::servers::{self, Redis};
+use crate::{
+    doors::{Served, serve},
+    servers::{self, Redis},
+};
 
 /// A provider of models: decides by the number of the call, from 0, and when each came.
 struct Mock {
-    url: String,
+    served: Served,
     calls: Arc<Mutex<Vec<Instant>>>,
-    serving: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Mock {
-    fn drop(&mut self) {
-        self.serving.abort();
-    }
 }
 
 impl Mock {
@@ -57,14 +53,7 @@ impl Mock {
             };
             async move { answer }
         };
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        let url = format!("http://{}", listener.local_addr()?);
-        let router = Router::new().fallback(handle);
-        #[expect(clippy::disallowed_methods, reason = "the server ends with the test")]
-        let serving = tokio::spawn(async move {
-            let _ = axum::serve(listener, router).await;
-        });
-        Ok(Self { url, calls, serving })
+        Ok(Self { served: serve(Router::new().fallback(handle)).await?, calls })
     }
 
     fn calls(&self) -> Vec<Instant> {
@@ -252,7 +241,7 @@ async fn a_storm_of_refusals_ends_with_every_job_completed_and_the_rate_kept() -
     })
     .await?;
     let world = World::start().await?;
-    let (base, limit) = (format!("{}/v1", mock.url), (60 * PER_SECOND).to_string());
+    let (base, limit) = (format!("{}/v1", mock.served.url), (60 * PER_SECOND).to_string());
     let settings =
         [("OPENAI_BASE_URL", base.as_str()), ("OPENAI_API_KEY", "test"), ("OPENAI_RPM", limit.as_str())];
     let (one, two) = (world.executor_with(&settings).await?, world.executor_with(&settings).await?);
@@ -295,7 +284,7 @@ async fn a_process_has_one_name_in_the_database_and_among_those_that_share_limit
     let silent = |_: &[Instant]| Body::from_stream(stream::pending::<Result<Bytes>>()).into_response();
     let mock = Mock::start(silent).await?;
     let world = World::start().await?;
-    let base = format!("{}/v1", mock.url);
+    let base = format!("{}/v1", mock.served.url);
     let settings = [("OPENAI_BASE_URL", base.as_str()), ("OPENAI_API_KEY", "test"), ("OPENAI_RPM", "600")];
     let _executor = world.executor_with(&settings).await?;
     let model = definition(json!({ "provider": "openai", "model": "m" }));
@@ -316,11 +305,11 @@ async fn a_provider_that_fails_is_left_alone_and_its_fallback_speaks_another_dia
     let failing = Mock::start(|_| refused(StatusCode::BAD_GATEWAY, "0")).await?;
     let healthy = Mock::start(|_| anthropic("from the other one")).await?;
     let world = World::start().await?;
-    let base = format!("{}/v1", failing.url);
+    let base = format!("{}/v1", failing.served.url);
     let settings = [
         ("OPENAI_BASE_URL", base.as_str()),
         ("OPENAI_API_KEY", "test"),
-        ("ANTHROPIC_BASE_URL", healthy.url.as_str()),
+        ("ANTHROPIC_BASE_URL", healthy.served.url.as_str()),
         ("ANTHROPIC_API_KEY", "test"),
         ("MODEL_BREAKER_FAILURES", "5"),
         ("MODEL_BREAKER_SECONDS", "100"),
@@ -375,7 +364,7 @@ async fn a_probe_that_thinks_lets_the_others_through_before_its_answer() -> Resu
     })
     .await?;
     let world = World::start().await?;
-    let base = format!("{}/v1", mock.url);
+    let base = format!("{}/v1", mock.served.url);
     let settings = [
         ("OPENAI_BASE_URL", base.as_str()),
         ("OPENAI_API_KEY", "test"),

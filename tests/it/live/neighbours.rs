@@ -7,22 +7,18 @@ use axum::{Router, body::Bytes, http::StatusCode, response::IntoResponse, routin
 use serde_json::{Value as Json, json};
 
 use super::world::{WITHIN, World, of_type, request};
-use crate::servers;
+use crate::{
+    doors::{Served, serve},
+    servers,
+};
 
 /// The trace of whoever asks.
 const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 
 /// A server that keeps the bodies it gets and gives the answers it is told, the last one again and again.
 struct Neighbour {
-    url: String,
+    served: Served,
     bodies: Arc<Mutex<Vec<Bytes>>>,
-    serving: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Neighbour {
-    fn drop(&mut self) {
-        self.serving.abort();
-    }
 }
 
 impl Neighbour {
@@ -39,14 +35,7 @@ impl Neighbour {
                 (status, [("content-type", kind)], text).into_response()
             }
         };
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-        let url = format!("http://{}", listener.local_addr()?);
-        let router = Router::new().route(path, post(answer));
-        #[expect(clippy::disallowed_methods, reason = "the server ends with the test")]
-        let serving = tokio::spawn(async move {
-            let _ = axum::serve(listener, router).await;
-        });
-        Ok(Self { url, bodies, serving })
+        Ok(Self { served: serve(Router::new().route(path, post(answer))).await?, bodies })
     }
 
     fn bodies(&self) -> Vec<Bytes> {
@@ -102,13 +91,13 @@ async fn a_provider_a_sink_and_a_collector_get_what_they_were_promised() -> Resu
     let collector =
         Neighbour::start("/v1/traces", vec![(StatusCode::OK, "application/x-protobuf", String::new())])
             .await?;
-    let base_url = format!("{}/v1", provider.url);
+    let base_url = format!("{}/v1", provider.served.url);
     let executor = world
         .executor_with(&[
             ("OPENAI_BASE_URL", &base_url),
             ("OPENAI_API_KEY", "sk-test-secret"),
-            ("K_SINK", &sink.url),
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url),
+            ("K_SINK", &sink.served.url),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.served.url),
         ])
         .await?;
 

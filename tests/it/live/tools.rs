@@ -114,7 +114,7 @@ async fn tools_of_every_kind_answer_in_one_job() -> Result<()> {
     let tools = definition["tool_definitions"].as_array_mut().context("tools")?;
     let script = "from langchain_core.tools import tool\n\n@tool\ndef vat(net: int) -> str:\n    \"\"\"Adds VAT.\"\"\"\n    return str(net * 119 // 100)\n";
     tools.push(
-        json!({ "name": "pay", "description": "Pays.", "http": { "method": "POST", "url": bank.url } }),
+        json!({ "name": "pay", "description": "Pays.", "http": { "method": "POST", "url": bank.served.url } }),
     );
     tools.push(json!({ "name": "vat", "script": script }));
     let call = |id: &str, name: &str, args: Json| json!({ "id": id, "name": name, "args": args });

@@ -20,7 +20,7 @@ fn definition(bank: &Bank, tasks: &[&str]) -> Json {
     let lead = json!([{ "text": "tasks by rust", "tool_calls": tasks }, { "text": "all is paid by rust" }]);
     let pay = [call("p", "pay", json!({}))];
     let pays = json!([{ "text": "paying by rust", "tool_calls": pay }, { "text": "clerk is done by rust" }]);
-    let http = json!({ "method": "POST", "url": bank.url, "timeout_seconds": 2.0 });
+    let http = json!({ "method": "POST", "url": bank.served.url, "timeout_seconds": 2.0 });
     json!({
         "tool_definitions": [{ "name": "pay", "description": "pays", "http": http }],
         "nodes": [

@@ -11,19 +11,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value as Json, json};
-use tokio::net::TcpListener;
-use tokio_util::sync::{CancellationToken, DropGuard};
-use tokio_util::task::TaskTracker;
 
 use super::{
     IN_ENVIRONMENT, IN_FILE, IN_FOLDER, IN_VAULT, MODEL_KEY, NAMED_IN_ARGUMENTS, NAMED_IN_ERROR, Outputs,
 };
+use crate::doors::{Served, serve};
 
 /// The server; it ends when it is dropped.
 pub(super) struct Outside {
-    pub(super) url: String,
+    pub(super) served: Served,
     heard: Heard,
-    _end: DropGuard,
 }
 
 #[derive(Clone, Default)]
@@ -54,12 +51,7 @@ impl Outside {
             .route("/v1/traces", post(traces))
             .route("/sink", post(sink))
             .with_state(heard.clone());
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let url = format!("http://{}", listener.local_addr()?);
-        let end = CancellationToken::new();
-        let ended = end.clone().cancelled_owned();
-        TaskTracker::new().spawn(axum::serve(listener, router).with_graceful_shutdown(ended).into_future());
-        Ok(Self { url, heard, _end: end.drop_guard() })
+        Ok(Self { served: serve(router).await?, heard })
     }
 
     /// Whether a request has had this in a header.
