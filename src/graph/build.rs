@@ -16,6 +16,7 @@ use super::{
     flow::{FlowEdge, FlowKind, Point},
     lower::{ItemNode, PlainNode, Policies},
     policy::{CallLimits, Policy},
+    trigger::Trigger,
     variables::Variables,
 };
 use crate::value::Name;
@@ -68,8 +69,8 @@ pub(super) fn build(
             (name, NodeKind::Summary(Box::new(summary)), Edge::Conditional(label), of_summary)
         });
         for (behind_name, kind, edge, policy) in tools.into_iter().chain(summary) {
-            let triggers = vec![branch_channel(&behind_name)];
-            let routes = Routes { always: vec![branch_channel(&name)], branch: None };
+            let triggers = vec![Trigger::Branch(&behind_name).channel()];
+            let routes = Routes { always: vec![Trigger::Branch(&name).channel()], branch: None };
             let node = Node { routes, policy, ..Node::plain(behind_name, kind, triggers) };
             let behind = drawing.add(node);
             drawing.topology.add_edge(at, behind, edge);
@@ -123,15 +124,15 @@ impl Drawing {
         routes: Routes,
     ) -> (NodeIndex, NodeIndex) {
         let done = done(&map.name);
-        let gather = || Routes { always: vec![branch_channel(&done)], branch: None };
+        let gather = || Routes { always: vec![Trigger::Branch(&done).channel()], branch: None };
         let Pauses { before, after } = map.pauses;
         // Without items the map goes there itself.
         let at = self.add(Node { routes: gather(), pauses: Pauses { before, after: false }, ..map });
-        let triggers = vec![branch_channel(&item.node.name)];
+        let triggers = vec![Trigger::Branch(&item.node.name).channel()];
         let items = Some(item.rules);
         let item = Node::plain(item.node.name, item.node.kind, triggers);
         let item_at = self.add(Node { routes: gather(), items, policy, ..item });
-        let triggers = vec![branch_channel(&done)];
+        let triggers = vec![Trigger::Branch(&done).channel()];
         let pauses = Pauses { before: false, after };
         let done_at = self.add(Node { routes, pauses, ..Node::plain(done, NodeKind::Gather, triggers) });
         self.topology.add_edge(at, item_at, Edge::Items);
@@ -161,7 +162,8 @@ struct Wiring {
 
 impl Wiring {
     fn new(names: &[Ends], edges: Vec<FlowEdge>) -> Self {
-        let triggers = names.iter().map(|name| BTreeSet::from([branch_channel(&name.enters)])).collect();
+        let triggers =
+            names.iter().map(|name| BTreeSet::from([Trigger::Branch(&name.enters).channel()])).collect();
         let mut wiring = Self { routes: HashMap::new(), triggers, drawn: Vec::new() };
         for edge in edges {
             wiring.add(names, edge);
@@ -174,7 +176,7 @@ impl Wiring {
             Point::Node(index) => Some(index),
             Point::Start | Point::End => None,
         };
-        let channel = target.map(|index| branch_channel(&names[index].enters));
+        let channel = target.map(|index| Trigger::Branch(&names[index].enters).channel());
         let routes = self.routes.entry(edge.source).or_default();
         let label = edge.gate_label().unwrap_or_default().to_owned();
         let drawn = match edge.kind {
@@ -205,7 +207,7 @@ impl Wiring {
     fn add_join(&mut self, names: &[Ends], sources: &[usize], target: Option<usize>) {
         let Some(target) = target else { return };
         let joined = sources.iter().map(|index| &*names[*index].leaves).collect::<Vec<_>>().join("+");
-        let channel = Name::from(format!("join:{joined}:{}", names[target].enters));
+        let channel = Trigger::Join { names: &joined, node: &names[target].enters }.channel();
         self.triggers[target].insert(Name::clone(&channel));
         for source in sources {
             let routes = self.routes.entry(Point::Node(*source)).or_default();
@@ -217,9 +219,4 @@ impl Wiring {
 
 fn branch(routes: &mut Routes) -> &mut Branch {
     routes.branch.get_or_insert_with(|| Branch { cases: Vec::new(), otherwise: None })
-}
-
-/// The channel that runs `node`.
-pub(super) fn branch_channel(node: &str) -> Name {
-    format!("branch:to:{node}").into()
 }

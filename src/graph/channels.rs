@@ -12,10 +12,8 @@ use super::{
     pointer::escape,
     read::Parts,
 };
-use crate::value::{Name, Value};
+use crate::value::{MESSAGES, Name, Value};
 
-/// The conversation; every graph has it.
-pub(super) const MESSAGES: &str = "messages";
 /// The virtual files of a run.
 const FILES: &str = "files";
 /// The todo list of a run.

@@ -8,6 +8,7 @@ use super::{
     compiled::{CompiledGraph, Edge, Node, NodeKind, Routes},
     explain::explain,
     policy::{CallLimits, Policy},
+    trigger::Trigger,
 };
 
 /// What is in `graph`: nodes and where they lead, channels, tools, subagents, models, secrets, loops, limits, hash.
@@ -145,6 +146,9 @@ fn leads(routes: &Routes) -> String {
 
 /// The node that a trigger channel runs.
 fn target(channel: &str) -> String {
-    let node = channel.rsplit(':').next().unwrap_or(channel);
-    if channel.starts_with("join:") { format!("{node} (join)") } else { node.to_owned() }
+    match Trigger::of(channel) {
+        Some(Trigger::Join { node, .. }) => format!("{node} (join)"),
+        Some(Trigger::Branch(node)) => node.to_owned(),
+        None => channel.to_owned(),
+    }
 }

@@ -30,6 +30,7 @@ mod routing;
 mod schema;
 mod spelling;
 mod tools;
+mod trigger;
 mod variables;
 
 pub use compile::{Limits, compile, compile_with};
@@ -56,6 +57,7 @@ pub use outline::{Cluster, EdgeKind, Outline, OutlineEdge, OutlineKind, OutlineN
 pub use policy::{CachePolicy, CallLimits, ErrorRoute, FailureClass, Policy, Retry};
 pub use schema::definition_schema;
 pub use tools::{SECRET, check_subject, secret_names};
+pub use trigger::{Trigger, is_internal};
 pub use variables::{Filling, stamp};
 
 #[cfg(test)]

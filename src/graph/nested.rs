@@ -12,7 +12,6 @@ use serde_json::{Map as JsonMap, Value as Json};
 
 use super::{
     build::{Shared, build},
-    channels::MESSAGES,
     compile::{Limits, assemble},
     compiled::{CompiledGraph, NodeKind, SubgraphNode},
     diagnostic::Diagnostic,
@@ -22,7 +21,7 @@ use super::{
     read,
     variables::Variables,
 };
-use crate::value::Name;
+use crate::value::{MESSAGES, Name};
 
 /// Deepest nesting of graphs; each level may run side by side what the one around it does, and costs native stack.
 const MAX_DEPTH: usize = 4;

@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use crate::value::{Map, Message, Name, Role, State, Value};
+use crate::value::{MESSAGES, Map, Message, Name, Role, State, Value};
 
 /// Channels a sub-agent does not share with its parent.
-const OWN: [&str; 2] = ["messages", "todos"];
+const OWN: [&str; 2] = [MESSAGES, "todos"];
 
 /// The input of a sub-agent: the parent's state without its messages and todos, and the task as a person's message.
 pub fn child_input(parent: &State, description: &str, message_id: &str) -> Map {
     let shared = parent.iter().filter(|(channel, _)| !OWN.contains(&&***channel));
     let mut input: Map = shared.map(|(channel, value)| (channel.clone(), value.clone())).collect();
     let request = Message::new(message_id, Role::Human, description);
-    input.insert("messages".into(), Value::list(vec![request.into()]));
+    input.insert(MESSAGES.into(), Value::list(vec![request.into()]));
     input
 }
 
@@ -21,7 +21,7 @@ pub fn child_input(parent: &State, description: &str, message_id: &str) -> Map {
 /// Of a map only the changed keys come back, so that sub-agents that ran side by side do not undo
 /// each other's work.
 pub fn merge_back(parent: &State, child: &State) -> (Arc<str>, Vec<(Name, Value)>) {
-    let answer = child.get("messages").and_then(|messages| messages.messages().next_back().cloned());
+    let answer = child.get(MESSAGES).and_then(|messages| messages.messages().next_back().cloned());
     let text = answer.map_or_else(|| "".into(), |message| message.content.text());
     let shared = child.iter().filter(|(channel, _)| !OWN.contains(&&***channel));
     let changed = shared.filter_map(|(channel, value)| {

@@ -1,6 +1,9 @@
 //! What a node reads of the state.
 
-use crate::graph::{Expression, ModelNode, Node, NodeKind, Template};
+use crate::{
+    graph::{Expression, ModelNode, Node, NodeKind, Template},
+    value::MESSAGES,
+};
 
 /// The channels whose values decide what `node` does.
 pub fn reads(node: &Node) -> Vec<&str> {
@@ -30,7 +33,7 @@ pub fn reads(node: &Node) -> Vec<&str> {
 }
 
 fn of_call(model: &ModelNode) -> Vec<&str> {
-    let conversation = model.prompt.is_none().then_some("messages");
+    let conversation = model.prompt.is_none().then_some(MESSAGES);
     let templates = [&model.system_prompt, &model.prompt].into_iter().flatten();
     templates.flat_map(Template::names).chain(conversation).collect()
 }

@@ -84,7 +84,7 @@ fn writes(node: &ModelNode, answer: Answer, value: Value) -> Vec<Write> {
 }
 
 fn to_messages(message: Message) -> Write {
-    Write::new("messages", Value::list(vec![message.into()]))
+    Write::new(MESSAGES, Value::list(vec![message.into()]))
 }
 
 /// One send per tool call.

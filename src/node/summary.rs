@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
 use super::{Error, Scope, TaskView, asking::ask, model_call::render};
 use crate::{
-    graph::{ModelNode, SummaryLimits, SummaryNode},
+    graph::{ModelNode, SummaryLimits, SummaryNode, Trigger},
     model::Request,
     pregel::{MESSAGES, Write},
     value::{Content, Map, Message, Role, Value, map_to_json, open_calls},
@@ -33,7 +33,7 @@ pub(super) fn hand_over(task: TaskView<'_>, node: &ModelNode) -> Option<Vec<Writ
         return None;
     }
     older(messages, handover.limits)?;
-    Some(vec![Write::new(format!("branch:to:{}", handover.node), Value::Null)])
+    Some(vec![Write::new(Trigger::Branch(&handover.node).channel(), Value::Null)])
 }
 
 /// Replaces the older messages by a summary, which takes the place and the id of the first of them.

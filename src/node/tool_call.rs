@@ -11,7 +11,7 @@ use crate::{
     encoding::hex,
     graph::{NodeKind, ToolsNode},
     ids,
-    pregel::Write,
+    pregel::{MESSAGES, Write},
     stream::EventType,
     telemetry::{label, metric, scrub},
     tool::{self, Answer},
@@ -170,7 +170,7 @@ pub struct Told {
 pub fn finish(scope: &Scope, task: TaskView<'_>, call: &ToolCall, told: Told) -> Vec<Write> {
     let answer = tell(scope, task, call, told);
     let message = answer_message(task, call, answer.status, answer.content);
-    let mut writes = vec![Write::new("messages", Value::list(vec![message.into()]))];
+    let mut writes = vec![Write::new(MESSAGES, Value::list(vec![message.into()]))];
     writes.extend(answer.writes.into_iter().map(|(channel, value)| Write { channel, value }));
     writes
 }

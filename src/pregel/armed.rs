@@ -3,27 +3,32 @@
 use std::collections::BTreeSet;
 
 use super::{Checkpoint, SENDS, START};
-use crate::value::{Name, Value};
+use crate::{
+    graph::Trigger,
+    value::{Name, Value},
+};
 
 /// The nodes that `checkpoint` leads to: those whose trigger has been written and not consumed, joins that wait for
 /// others included, and the targets of its sends.
 pub fn armed(checkpoint: &Checkpoint) -> BTreeSet<Name> {
     let mut nodes = BTreeSet::new();
     for (channel, value) in &checkpoint.values {
-        if let Some(node) = channel.strip_prefix("branch:to:") {
-            nodes.insert(Name::from(node));
-        } else if let Some((_, node)) = channel.strip_prefix("join:").and_then(|join| join.rsplit_once(':')) {
-            // A join that was consumed keeps an empty set.
-            let arrived = !matches!(value, Value::Set(names) if names.is_empty());
-            nodes.extend(arrived.then(|| Name::from(node)));
-        } else if &**channel == SENDS {
-            let sends = value.as_list().unwrap_or_default().iter();
-            nodes.extend(sends.filter_map(|send| {
-                let Value::Send(send) = send else { return None };
-                Some(send.node.clone())
-            }));
-        } else if &**channel == START {
-            nodes.insert(START.into());
+        match Trigger::of(channel) {
+            Some(Trigger::Branch(node)) => nodes.extend([Name::from(node)]),
+            Some(Trigger::Join { node, .. }) => {
+                // A join that was consumed keeps an empty set.
+                let arrived = !matches!(value, Value::Set(names) if names.is_empty());
+                nodes.extend(arrived.then(|| Name::from(node)));
+            }
+            None if &**channel == SENDS => {
+                let sends = value.as_list().unwrap_or_default().iter();
+                nodes.extend(sends.filter_map(|send| {
+                    let Value::Send(send) = send else { return None };
+                    Some(send.node.clone())
+                }));
+            }
+            None if &**channel == START => nodes.extend([Name::from(START)]),
+            None => {}
         }
     }
     nodes

@@ -11,7 +11,7 @@ use serde_json::Number;
 
 use super::{Checkpoint, Error, OVERWRITE, SENDS, START, Write, messages::add_messages};
 use crate::{
-    graph::{ChannelSpec, CompiledGraph, Reducer},
+    graph::{ChannelSpec, CompiledGraph, Reducer, Trigger},
     value::{Name, State, Value},
 };
 
@@ -22,7 +22,7 @@ pub(super) enum Kind<'g> {
     State(&'g ChannelSpec),
     /// Available for one superstep: `__start__` and `branch:to:…`.
     Ephemeral,
-    /// `join:<a>+<b>:<node>`: available once every name has been written.
+    /// `join:<a>+<b>:<node>`: available once each of the names, `<a>+<b>`, has been written.
     Barrier(&'g str),
     /// `__pregel_tasks`: the sends of the last superstep.
     Sends,
@@ -38,9 +38,11 @@ impl<'g> Kind<'g> {
         match name {
             SENDS => Self::Sends,
             START => Self::Ephemeral,
-            _ if name.starts_with("branch:to:") => Self::Ephemeral,
-            _ if name.starts_with("join:") => Self::Barrier(name),
-            _ => Self::Foreign,
+            _ => match Trigger::of(name) {
+                Some(Trigger::Branch(_)) => Self::Ephemeral,
+                Some(Trigger::Join { names, .. }) => Self::Barrier(names),
+                None => Self::Foreign,
+            },
         }
     }
 
@@ -48,7 +50,7 @@ impl<'g> Kind<'g> {
     pub(super) fn is_available(self, value: Option<&Value>) -> bool {
         match (self, value) {
             (_, None) => false,
-            (Self::Barrier(name), Some(seen)) => is_complete(name, seen),
+            (Self::Barrier(names), Some(seen)) => is_complete(names, seen),
             (Self::Sends, Some(sends)) => !sends.as_list().unwrap_or_default().is_empty(),
             (Self::State(_) | Self::Ephemeral | Self::Foreign, Some(_)) => true,
         }
@@ -93,10 +95,9 @@ impl<'g> Kind<'g> {
     }
 }
 
-/// `join:<a>+<b>:<node>` is complete when its set holds `a` and `b`.
-fn is_complete(join: &str, seen: &Value) -> bool {
+/// A join of `<a>+<b>` is complete when its set holds `a` and `b`.
+fn is_complete(names: &str, seen: &Value) -> bool {
     let Value::Set(seen) = seen else { return false };
-    let names = join.trim_start_matches("join:").rsplit_once(':').map_or("", |(names, _)| names);
     names.split('+').all(|name| seen.iter().any(|held| held.as_str() == Some(name)))
 }
 
@@ -310,8 +311,8 @@ mod tests {
     #[test]
     fn a_join_is_complete_when_every_source_has_arrived() {
         let seen = |names: &[&str]| Value::Set(Arc::new(names.iter().map(|n| Value::from(*n)).collect()));
-        assert!(!is_complete("join:a+b:c", &seen(&["a"])));
-        assert!(is_complete("join:a+b:c", &seen(&["b", "a"])));
+        assert!(!is_complete("a+b", &seen(&["a"])));
+        assert!(is_complete("a+b", &seen(&["b", "a"])));
     }
 
     proptest! {

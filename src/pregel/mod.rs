@@ -25,12 +25,11 @@ pub use messages::REMOVE_ALL;
 pub use pause::{pause, pausing_after};
 pub use plan::{Task, TaskInput, plan, restore};
 
+pub use crate::value::MESSAGES;
 use crate::value::{Name, Value};
 
 /// Channel of the input of a job, available only in the input checkpoint; also the name of its first task.
 pub const START: &str = "__start__";
-/// Channel of the conversation; every graph has it.
-pub const MESSAGES: &str = "messages";
 /// Channel of the tasks scheduled for the next superstep.
 pub const SENDS: &str = "__pregel_tasks";
 /// Marks a finished task that wrote nothing.

@@ -12,7 +12,7 @@ use crate::{
     graph::{CachePolicy, NodeKind},
     ids,
     node::{self, TaskView},
-    pregel::Write,
+    pregel::{MESSAGES, Write},
     store::{CacheEntry, CacheKey, langgraph},
     stream::EventType,
     telemetry::metric,
@@ -102,7 +102,7 @@ fn writes(view: TaskView<'_>, value: &Value) -> Option<Vec<Write>> {
     let write = |pair: &Value| {
         let [channel, value] = pair.as_list()? else { return None };
         let channel: Name = channel.as_str()?.into();
-        let value = match value.as_list().filter(|_| &*channel == "messages") {
+        let value = match value.as_list().filter(|_| &*channel == MESSAGES) {
             Some(items) => Value::list(items.iter().map(mine).collect()),
             None => value.clone(),
         };

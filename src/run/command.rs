@@ -15,7 +15,7 @@ use super::{
     tasks::{RESUME_IDX, pending},
 };
 use crate::{
-    graph::CompiledGraph,
+    graph::{CompiledGraph, Trigger},
     ids::{self, Epoch, JobId, Namespace, TaskId},
     job::{Command, Failure},
     pregel::{self, Answers, Checkpoint, PendingWrite, RESUME, Source, Stamp, Task, Write},
@@ -168,7 +168,8 @@ fn check(graph: &CompiledGraph, command: &Command) -> Result<(), Failure> {
 fn writes(command: &Command) -> Vec<Write> {
     let updates = command.update.iter().flatten();
     let updates = updates.map(|(channel, value)| Write::new(channel.as_str(), Value::from(value.clone())));
-    let jumps = command.goto.iter().map(|node| Write::new(format!("branch:to:{node}"), pregel::START.into()));
+    let jumps =
+        command.goto.iter().map(|node| Write::new(Trigger::Branch(node).channel(), pregel::START.into()));
     updates.chain(jumps).collect()
 }
 

@@ -98,8 +98,7 @@ pub(super) fn check(graph: &CompiledGraph, saved: &Saved) -> Result<(), Failure>
 /// What a thread holds or is about to run and `graph` does not have.
 fn missing(graph: &CompiledGraph, checkpoint: &Checkpoint) -> BTreeSet<String> {
     let held = checkpoint.values.iter().filter(|(name, value)| {
-        let is_own = name.starts_with("__") || name.starts_with("branch:to:") || name.starts_with("join:");
-        !is_own && !is_empty(value) && !graph.channels.contains_key(*name)
+        !graph::is_internal(name) && !is_empty(value) && !graph.channels.contains_key(*name)
     });
     let channels = held.map(|(name, _)| format!("channel {name}"));
     let nodes = pregel::armed(checkpoint).into_iter().filter(|node| graph.node(node).is_none());

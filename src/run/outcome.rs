@@ -215,7 +215,7 @@ impl Report {
 pub(super) fn output(graph: &CompiledGraph, state: &State) -> Output {
     let files = state.get("files").filter(|files| files.as_map().is_some_and(|files| !files.is_empty()));
     let last_answer = || {
-        let messages = state.get("messages")?;
+        let messages = state.get(MESSAGES)?;
         let is_ai = |message: &&Arc<Message>| message.type_name() == "ai";
         let answer = messages.messages().rfind(is_ai)?.content.text();
         Some(Json::String(answer.to_string()))
@@ -224,7 +224,7 @@ pub(super) fn output(graph: &CompiledGraph, state: &State) -> Output {
         let pairs = names.filter_map(|name| Some((name.to_string(), state.get(name)?.to_json())));
         Json::Object(pairs.collect())
     };
-    let is_builtin = |name: &str| matches!(name, "messages" | "files" | "todos");
+    let is_builtin = |name: &str| matches!(name, MESSAGES | "files" | "todos");
     let output = if graph.output.is_empty() {
         last_answer().unwrap_or_else(|| channels(&mut graph.channels.keys().filter(|name| !is_builtin(name))))
     } else {

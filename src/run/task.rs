@@ -11,7 +11,7 @@ use super::{
     superstep::Ended,
 };
 use crate::{
-    graph::{CompiledGraph, ExpressionError, FailureClass, Node, NodeKind, Routes},
+    graph::{CompiledGraph, ExpressionError, FailureClass, Node, NodeKind, Routes, Trigger},
     job::Failure,
     node::{self, Asked, Consent, TaskView, Told, ToolSet},
     pregel::{self, Answers, Dialogue, SENDS, Task, TaskInput, Write},
@@ -250,7 +250,9 @@ fn refused(subagent_type: &str, failed: &Failure) -> Answer {
 /// Adds where the task leads to what it wrote. A task that says itself what runs next leads nowhere else.
 pub(super) fn lead_on(view: TaskView<'_>, mut writes: Vec<Write>) -> Result<Vec<Write>, Failure> {
     let routes = &view.node.routes;
-    let says_where = |write: &Write| &*write.channel == SENDS || write.channel.starts_with("branch:to:");
+    let says_where = |write: &Write| {
+        &*write.channel == SENDS || matches!(Trigger::of(&write.channel), Some(Trigger::Branch(_)))
+    };
     if !writes.iter().any(says_where) {
         let leads = if routes.branch.is_some() {
             let state = pregel::fold(view.graph, view.state, &writes)?;
@@ -271,7 +273,10 @@ pub(super) fn lead_on(view: TaskView<'_>, mut writes: Vec<Write>) -> Result<Vec<
 pub(super) fn route(routes: &Routes, node: &str, state: &State) -> Result<Vec<Write>, Failure> {
     let always = routes.always.iter().map(|channel| {
         // A join collects the names of those who arrived; other triggers only have to be news.
-        let value = if channel.starts_with("join:") { node.into() } else { Value::Null };
+        let value = match Trigger::of(channel) {
+            Some(Trigger::Join { .. }) => node.into(),
+            Some(Trigger::Branch(_)) | None => Value::Null,
+        };
         Write::new(Arc::clone(channel), value)
     });
     let mut writes: Vec<_> = always.collect();

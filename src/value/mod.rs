@@ -25,6 +25,9 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use serde_json::Number;
 
+/// The channel of the conversation; every graph has it.
+pub const MESSAGES: &str = "messages";
+
 /// The name of a channel or of a node; cheap to clone because it stands in every write.
 pub type Name = Arc<str>;
 

@@ -13,6 +13,7 @@ use crate::{
         error::Error,
         events::{Format, Painter, short},
     },
+    graph::is_internal,
     ids::{Namespace, ThreadId},
     run::Outcome,
     store::{Checkpoints, sqlite::SqliteStore},
@@ -87,11 +88,6 @@ pub(super) async fn state(
     Ok(())
 }
 
-/// Channels that steer the graph: `__input__`, `branch:to:x`, `join:a:b`.
-fn is_internal(name: &str) -> bool {
-    name.starts_with("__") || name.contains(':')
-}
-
 /// A channel's value in one line.
 fn summary(value: &Value) -> String {
     let messages = value.messages().count();
@@ -124,6 +120,5 @@ mod tests {
         assert_eq!(line(json!({"/a.md": {"content": ["x"]}, "/b.md": {}})), "/a.md, /b.md");
         assert_eq!(line(json!({"a": [1]})), r#"{"a":[1]}"#);
         assert!(line(json!("x".repeat(1000))).chars().count() < 200);
-        assert!(is_internal("branch:to:main") && is_internal("__input__") && !is_internal("messages"));
     }
 }

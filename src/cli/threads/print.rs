@@ -6,6 +6,7 @@ use serde_json::{Map as JsonMap, Value as Json, json};
 
 use crate::{
     cli::columns,
+    graph::is_internal,
     ids::Namespace,
     pregel::{self, INTERRUPT},
     store::{Saved, ThreadSize, ThreadView},
@@ -105,7 +106,7 @@ pub(super) fn whole(saved: &Saved) -> Json {
 
 /// A checkpoint as a reader of states wants it.
 fn snapshot(saved: &Saved) -> Json {
-    let values = saved.checkpoint.values.iter().filter(|(name, _)| is_state(name));
+    let values = saved.checkpoint.values.iter().filter(|(name, _)| !is_internal(name));
     let values: JsonMap<_, _> = values.map(|(name, value)| (name.to_string(), value.to_json())).collect();
     json!({
         "checkpoint_id": saved.checkpoint.id,
@@ -116,11 +117,6 @@ fn snapshot(saved: &Saved) -> Json {
         "interrupts": questions(saved),
         "values": values,
     })
-}
-
-/// Whether a channel is one of the state, and not of the machinery.
-fn is_state(name: &str) -> bool {
-    !name.starts_with("__") && !name.starts_with("branch:to:") && !name.starts_with("join:")
 }
 
 /// Prints the state at a checkpoint.
@@ -141,7 +137,7 @@ pub(super) fn state(saved: &Saved, as_json: bool) -> io::Result<()> {
     for question in questions(saved) {
         writeln!(out, "waits for: {question}")?;
     }
-    for (name, value) in saved.checkpoint.values.iter().filter(|(name, _)| is_state(name)) {
+    for (name, value) in saved.checkpoint.values.iter().filter(|(name, _)| !is_internal(name)) {
         let messages: Vec<_> = value.messages().collect();
         if messages.is_empty() {
             writeln!(out, "{name}: {}", value.to_json())?;

@@ -6,7 +6,6 @@ use serde_json::{Value as Json, json};
 
 use super::{Lowered, PlainNode};
 use crate::graph::{
-    build::branch_channel,
     channels::Channels,
     compiled::{NodeKind, Reducer},
     definition::{CacheDefinition, ErrorRouteDefinition, NodeDefinition, RetryDefinition},
@@ -16,6 +15,7 @@ use crate::graph::{
     policy::{CachePolicy, CallLimits, ErrorRoute, Policy, Retry, seconds},
     read::{Parts, Placed},
     spelling::{END, START},
+    trigger::Trigger,
 };
 
 /// How long cached writes may be used when the author does not say: what was asked yesterday is asked anew.
@@ -241,7 +241,7 @@ impl Reading<'_> {
             return None;
         }
         let next = index.and_then(|index| self.lowered.nodes.get(index));
-        let target = next.map(|next| branch_channel(&next.name));
+        let target = next.map(|next| Trigger::Branch(&next.name).channel());
         let edge = FlowEdge {
             source: Point::Node(source),
             target: point,

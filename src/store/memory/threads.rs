@@ -10,6 +10,7 @@ use super::{
     tables::{Claimant, Row, Tables},
 };
 use crate::{
+    graph::Trigger,
     ids::{CheckpointId, Namespace, ThreadId},
     pregel::{ERROR, INTERRUPT, SENDS},
     store::{Barred, Error, ExpiredThreads, Held, OldThreads, ThreadFilter, ThreadSize, ThreadView, Threads},
@@ -91,8 +92,8 @@ impl Tables {
             |channel: &str| writes.into_iter().flatten().any(|(_, written)| &*written.channel == channel);
         let row = self.roots(thread_id).and_then(|rows| rows.get(at));
         let values = row.map(|row| json(&row.checkpoint)["channel_values"].clone()).unwrap_or_default();
-        let is_armed =
-            values.as_object().into_iter().flatten().any(|(channel, _)| channel.starts_with("branch:to:"));
+        let mut channels = values.as_object().into_iter().flatten().map(|(channel, _)| channel);
+        let is_armed = channels.any(|channel| matches!(Trigger::of(channel), Some(Trigger::Branch(_))));
         written(INTERRUPT) || (is_armed || self.has_sends(thread_id, at)) && !written(ERROR)
     }
 
