@@ -2,6 +2,7 @@
 
 use super::Worker;
 use crate::{
+    encoding::{UNRESERVED, percent},
     job::{Job, Stamp, Totals, encode_result, with_dataref},
     run::{Outcome, Written},
 };
@@ -13,25 +14,6 @@ pub(super) fn result(worker: &Worker, job: &Job, outcome: &Outcome, numbers: &To
     if !whole.is_too_large() {
         return Written::new(job, whole, None);
     }
-    let url = format!("{}/jobs/{}/result", worker.public_url, url_path(job.job_id.as_str()));
+    let url = format!("{}/jobs/{}/result", worker.public_url, percent(job.job_id.as_str(), UNRESERVED));
     Written::new(job, with_dataref(&whole, &url), Some(whole.event))
-}
-
-/// A job id as one segment of a path.
-fn url_path(job_id: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    let encode =
-        |byte: u8| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    job_id.bytes().map(encode).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn job_ids_are_safe_in_a_path() {
-        assert_eq!(url_path("job-1_a.b~c"), "job-1_a.b~c");
-        assert_eq!(url_path("a/b?c é"), "a%2Fb%3Fc%20%C3%A9");
-    }
 }
