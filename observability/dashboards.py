@@ -124,6 +124,8 @@ DASHBOARDS = {
             ("Calls, by status", "ops", [("{{status}}", rate(A + "tool_calls_total", "status"))]),
             ("Calls, by tool and status", "ops", [
                 ("{{tool}} {{status}}", rate(A + "tool_calls_total", "tool, status"))]),
+            ("Failed calls, before they are made again", "ops", [
+                ("{{tool}} {{code}}", rate(A + "tool_failures_total", "tool, code"))]),
             ("Calls with effects, by outcome", "ops", [("{{outcome}}", rate(A + "effects_total", "outcome"))]),
             ("Requests at once, of the most allowed", "percentunit", [
                 ("tool calls", f'max({A}in_use{{{SELECT},kind="tool_calls"}} / {A}limit{{{SELECT},kind="tool_calls"}})')]),

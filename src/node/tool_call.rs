@@ -131,7 +131,18 @@ pub async fn run(scope: &Scope, task: TaskView<'_>, call: &ToolCall) -> Answer {
     // A tool may offer more than the graph keeps: what it found, for those who have a channel for it.
     let mut answer = policy.bounded(command::carry_out(task, call, scrubbed(answer)));
     answer.writes.retain(|(channel, _)| task.graph.channels.contains_key(channel));
+    if let (ToolStatus::Error, Some(code)) = (answer.status, answer.code) {
+        report(call, code);
+    }
     answer
+}
+
+/// Tells operators that a call was made and failed, also one that is made again or asked about. What was asked and
+/// answered is the job's own.
+fn report(call: &ToolCall, code: &'static str) {
+    tracing::warn!(tool = &*call.name, code, "a tool call failed");
+    let tool = label::TOOL.value(&call.name);
+    metrics::counter!(metric::TOOL_FAILURES, "tool" => tool, "code" => code).increment(1);
 }
 
 /// The answer without known secrets: from here it goes to models, into checkpoints and into the ledger.

@@ -56,6 +56,8 @@ pub const FIRST_TOKEN_SECONDS: &str = "agent_executor_time_to_first_token_second
 pub const NODE_SECONDS: &str = "agent_executor_node_seconds";
 /// Counter: tool calls by `tool`, `status`.
 pub const TOOL_CALLS: &str = "agent_executor_tool_calls_total";
+/// Counter: calls of tools that were made and failed, before they are made again or asked about, by `tool`, `code`.
+pub const TOOL_FAILURES: &str = "agent_executor_tool_failures_total";
 /// Counter: calls of tools that are not pure by `outcome`: done, failed, unknown, replayed.
 pub const EFFECTS: &str = "agent_executor_effects_total";
 /// Counter: runs of nodes and calls of tools that a node's policy repeated, by `class` of the failure.

@@ -98,6 +98,7 @@ fn describe() {
     describe_histogram!(metric::NODE_SECONDS, "Seconds of a task by node");
     describe_histogram!(metric::FIRST_TOKEN_SECONDS, "Seconds from the claim of a job to its first token");
     describe_counter!(metric::TOOL_CALLS, "Tool calls by tool and status");
+    describe_counter!(metric::TOOL_FAILURES, "Tool calls that were made and failed, by tool and code");
     describe_counter!(metric::EFFECTS, "Calls of tools that do something outside, by outcome");
     describe_counter!(metric::NODE_RETRIES, "What a node's policy repeated, by class of the failure");
     describe_counter!(metric::NODE_ERRORS_ROUTED, "Failures that led to another node, by class");

@@ -16,7 +16,7 @@ use super::{
     interop,
     world::{WITHIN, World, of_type, request, scripted},
 };
-use crate::{packages::mcp_server, servers};
+use crate::{executor::Executor, packages::mcp_server, servers};
 
 /// What the example worker needs, pinned.
 const REQUIREMENTS: &[&str] = &["nats-py==2.16.0"];
@@ -175,6 +175,20 @@ fn one_call(subject: &str, more: &Json) -> Json {
         "nodes": [{ "id": "clerk", "type": "agent", "tools": ["order"], "model": scripted(replies) }] })
 }
 
+/// Operators hear of the one call of `order` that failed, and nothing of what was asked.
+async fn assert_told(executor: &Executor, code: &str) -> Result<()> {
+    let (_, metrics) = executor.get("/metrics").await?;
+    let counted = format!("agent_executor_tool_failures_total{{tool=\"order\",code=\"{code}\"}} 1");
+    assert!(metrics.lines().any(|line| line == counted), "{counted} is not in {metrics}");
+    assert!(executor.terminate().await?.success());
+    let log = executor.log();
+    let mut lines = log.lines().filter(|line| line.contains("a tool call failed"));
+    let line: Json = serde_json::from_str(lines.next().context("a line")?)?;
+    assert_eq!((&line["level"], &line["tool"], &line["code"]), (&json!("WARN"), &json!("order"), &json!(code)));
+    assert!(lines.next().is_none() && !log.contains("chair"), "{log}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_call_that_reached_nobody_is_made_again_when_somebody_listens() -> Result<()> {
     let world = World::start().await?;
@@ -205,7 +219,7 @@ async fn a_call_that_is_not_answered_in_time_is_asked_about_and_not_repeated() -
     let client = async_nats::connect(world.nats.url()).await?;
     let mut calls = client.subscribe("tools.orders").await?;
     client.flush().await?;
-    let _executor = world.executor_with(&SETTINGS).await?;
+    let executor = world.executor_with(&SETTINGS).await?;
     let limits = json!({ "timeout_seconds": 1, "retry": { "max_attempts": 5, "initial_interval": 0 } });
     let asked = world.run(&request("silent", &one_call("tools.orders", &limits), "a chair")).await?;
     let value = &asked["data"]["interrupts"][0]["value"];
@@ -216,7 +230,7 @@ async fn a_call_that_is_not_answered_in_time_is_asked_about_and_not_repeated() -
     assert_eq!(value["idempotency_key"].as_str(), key.as_deref());
     client.flush().await?;
     assert!(futures::FutureExt::now_or_never(calls.next()).is_none(), "it was made once");
-    Ok(())
+    assert_told(&executor, "TOOL_TIMEOUT").await
 }
 
 #[tokio::test]
@@ -225,7 +239,7 @@ async fn a_subject_that_is_not_allowed_is_never_asked() -> Result<()> {
     let client = async_nats::connect(world.nats.url()).await?;
     let mut calls = client.subscribe(">").await?;
     client.flush().await?;
-    let _executor = world.executor_with(&[("NATS_TOOL_SUBJECTS", ">")]).await?;
+    let executor = world.executor_with(&[("NATS_TOOL_SUBJECTS", ">")]).await?;
     let result = world.run(&request("own", &one_call("agent.execute.more", &json!({})), "x")).await?;
     assert_eq!(result["data"]["result"]["output"], "ordered", "{result}");
     let answers = answers(&world.events_to_the_end("own").await?);
@@ -235,5 +249,5 @@ async fn a_subject_that_is_not_allowed_is_never_asked() -> Result<()> {
     while let Some(Some(message)) = futures::FutureExt::now_or_never(calls.next()) {
         assert_ne!(message.subject.as_str(), "agent.execute.more");
     }
-    Ok(())
+    assert_told(&executor, "TOOL_SUBJECT_NOT_ALLOWED").await
 }
