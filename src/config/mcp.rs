@@ -9,7 +9,6 @@ use serde_json::Value as Json;
 use super::{Problem, families::variable, resolve::Settings, settings::Members, value::pair};
 use crate::{
     graph::{Effect, McpName},
-    telemetry::scrub::is_sensitive,
     tool::{McpConfig, McpLink, McpServer},
 };
 
@@ -139,15 +138,10 @@ fn arguments(text: &str) -> Option<Vec<String>> {
     Some(text.split_whitespace().map(str::to_owned).collect())
 }
 
-/// The secret values among the pairs of an environment, or of headers, where the word before the value is none.
+/// The secret values among the pairs of an environment, or of headers.
 pub(super) fn secrets(text: &str) -> Vec<String> {
     let all = pairs(text.trim()).unwrap_or_default();
-    let secret = all.into_iter().filter(|(name, _)| is_sensitive(name));
-    let parts = secret.flat_map(|(_, value)| {
-        let last = value.rsplit(' ').next().map(str::to_owned);
-        std::iter::once(value).chain(last)
-    });
-    parts.collect()
+    McpLink::secrets_among(all.iter().map(|(name, value)| (name.as_str(), value.as_str())))
 }
 
 fn pairs(text: &str) -> Option<Vec<(String, String)>> {

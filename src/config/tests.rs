@@ -255,6 +255,23 @@ fn every_secret_of_the_settings_is_known_to_the_scrubber() {
         ("K_SINK", "http://h/x?key=Plant3d-sink"),
         ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer Plant3d-otlp,x-team=a"),
         ("SOMEBODYS_API_KEY", "Plant3d-beside"),
+        ("MCP_SERVERS", "files,docs"),
+        ("MCP_SERVER_FILES_COMMAND", "x"),
+        (
+            "MCP_SERVER_FILES_ENV",
+            "AWS_SECRET_ACCESS_KEY=Plant3d-aws,DB_DSN=Plant3d-dsn,DB=postgres://u:Plant3d-uri@h/d",
+        ),
+        ("MCP_SERVER_DOCS_URL", "https://docs.example.com/mcp"),
+        (
+            "MCP_SERVER_DOCS_HEADERS",
+            r#"{"cookie": "Plant3d-cookie", "authorization": "Bearer Plant3d-docs"}"#,
+        ),
+        ("WEB_SEARCH_API_KEY", "Plant3d-search"),
+        ("VAULT_TOKEN", "Plant3d-vault"),
+        ("SECRETS_NAMED", "CRM"),
+        ("SECRET_CRM", "Plant3d-crm"),
+        ("HTTP_TOOL_SECRETS", "SHOP"),
+        ("HTTP_TOOL_SECRET_SHOP", "Plant3d-shop"),
     ]);
     let scrubber = scrub::Scrubber::default();
     config.teach(&scrubber);
@@ -267,6 +284,15 @@ fn every_secret_of_the_settings_is_known_to_the_scrubber() {
         "Plant3d-sink",
         "Plant3d-otlp",
         "Plant3d-beside",
+        "Plant3d-aws",
+        "Plant3d-dsn",
+        "Plant3d-uri",
+        "Plant3d-cookie",
+        "Plant3d-docs",
+        "Plant3d-search",
+        "Plant3d-vault",
+        "Plant3d-crm",
+        "Plant3d-shop",
     ] {
         assert_eq!(scrubber.text(secret), scrub::REDACTED, "{secret}");
     }

@@ -47,6 +47,16 @@ impl McpServer {
     }
 }
 
+/// The password of an address, as it is written and as it is meant.
+fn passwords_in(value: &str) -> Vec<String> {
+    let Ok(url) = Url::parse(value) else { return Vec::new() };
+    let Some(written) = url.password() else { return Vec::new() };
+    // The rules of forms, but before the `@` these two stand for themselves.
+    let form = written.replace('+', "%2B").replace('&', "%26").replace('=', "%3D");
+    let meant = url::form_urlencoded::parse(form.as_bytes()).map(|(name, _)| name.into_owned());
+    std::iter::once(written.to_owned()).chain(meant).collect()
+}
+
 /// How a server is reached.
 #[derive(Clone, Debug)]
 pub enum McpLink {
@@ -68,7 +78,24 @@ pub enum McpLink {
     },
 }
 
+/// Words in the names of variables and headers whose values are secrets. A name too many costs little: only values
+/// that stand in texts by no chance are looked for everywhere.
+const SECRET_WORDS: [&str; 9] = ["KEY", "TOKEN", "SECRET", "PASS", "_PWD", "CRED", "AUTH", "DSN", "COOKIE"];
+
 impl McpLink {
+    /// The secrets among variables or headers: values whose names say so, the last word of those, which stands behind the
+    /// word for the kind of secret, and the passwords in addresses.
+    pub fn secrets_among<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> {
+        let of_pair = |(name, value): (&str, &str)| {
+            let name = name.to_ascii_uppercase();
+            let is_secret = SECRET_WORDS.iter().any(|word| name.contains(word));
+            let named = is_secret.then(|| [value, value.rsplit(' ').next().unwrap_or(value)]);
+            let named = named.into_iter().flatten().map(str::to_owned);
+            named.chain(passwords_in(value)).collect::<Vec<_>>()
+        };
+        pairs.flat_map(of_pair).collect()
+    }
+
     /// Why a server cannot be sent this header with every request; the value is not repeated.
     pub fn check_header(name: &str, value: &str) -> Option<String> {
         if HeaderName::from_bytes(name.as_bytes()).is_err() {
@@ -78,5 +105,35 @@ impl McpLink {
             return Some(format!("has {name:?}, which the protocol sets"));
         }
         HeaderValue::from_str(value).err().map(|_| format!("has a value of {name:?} that no header can have"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_which_values_are_secrets_and_addresses_have_passwords() {
+        let found = |name: &str, value: &str| McpLink::secrets_among([(name, value)].into_iter());
+        for name in [
+            "TOKEN",
+            "DB_DSN",
+            "AWS_SECRET_ACCESS_KEY",
+            "GITHUB_PAT_TOKEN",
+            "PGPASSWORD",
+            "MYSQL_PWD",
+            "Cookie",
+            "X-Api-Key",
+            "GOOGLE_CREDENTIALS",
+        ] {
+            assert_eq!(found(name, "hunter2"), ["hunter2", "hunter2"], "{name}");
+        }
+        assert_eq!(found("Authorization", "Bearer hunter2"), ["Bearer hunter2", "hunter2"]);
+        assert_eq!(found("DATABASE_URI", "postgres://u:hunter%262@h/db"), ["hunter%262", "hunter&2"]);
+        for (name, value) in
+            [("PWD", "/data"), ("HOME", "/root"), ("X-Team", "data"), ("SITE", "https://u@a.org/")]
+        {
+            assert_eq!(found(name, value), [""; 0], "{name}");
+        }
     }
 }

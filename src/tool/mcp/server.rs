@@ -47,9 +47,6 @@ const STUCK: u32 = 3;
 /// Codes of errors under which servers over HTTP say that they do not know a session.
 const SESSION_CODES: [i32; 2] = [-32_000, -32_600];
 
-/// Words that the name of a variable has whose value is a secret.
-const SECRET_WORDS: [&str; 7] = ["KEY", "TOKEN", "SECRET", "PASS", "CRED", "AUTH", "DSN"];
-
 /// Least length of a secret that is looked for in answers; shorter ones stand in any text.
 const MIN_SECRET_BYTES: usize = 4;
 
@@ -384,21 +381,9 @@ fn may_be_over(session: &Session, error: &ServiceError) -> bool {
 
 /// The secrets among what a server is given.
 fn secrets_of(link: &McpLink) -> Vec<String> {
-    let is_secret = |name: &str| {
-        let name = name.to_ascii_uppercase();
-        SECRET_WORDS.iter().any(|word| name.contains(word))
-    };
-    let values: Vec<&str> = match link {
-        McpLink::Process { environment, .. } => {
-            let named = environment.iter().filter(|(name, _)| is_secret(name));
-            named.map(|(_, value)| value.expose_secret()).collect()
-        }
-        McpLink::Http { headers, .. } => {
-            // Behind the word for the kind of secret, the secret alone.
-            let values = headers.values().map(ExposeSecret::expose_secret);
-            values.flat_map(|value| [value, value.rsplit(' ').next().unwrap_or(value)]).collect()
-        }
-    };
-    let long = values.into_iter().filter(|value| value.len() >= MIN_SECRET_BYTES);
-    long.map(str::to_owned).collect()
+    let (McpLink::Process { environment: pairs, .. } | McpLink::Http { headers: pairs, .. }) = link;
+    let pairs = pairs.iter().map(|(name, value)| (name.as_str(), value.expose_secret()));
+    let mut secrets = McpLink::secrets_among(pairs);
+    secrets.retain(|secret| secret.len() >= MIN_SECRET_BYTES);
+    secrets
 }

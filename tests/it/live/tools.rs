@@ -184,7 +184,10 @@ async fn assert_told(executor: &Executor, code: &str) -> Result<()> {
     let log = executor.log();
     let mut lines = log.lines().filter(|line| line.contains("a tool call failed"));
     let line: Json = serde_json::from_str(lines.next().context("a line")?)?;
-    assert_eq!((&line["level"], &line["tool"], &line["code"]), (&json!("WARN"), &json!("order"), &json!(code)));
+    assert_eq!(
+        (&line["level"], &line["tool"], &line["code"]),
+        (&json!("WARN"), &json!("order"), &json!(code))
+    );
     assert!(lines.next().is_none() && !log.contains("chair"), "{log}");
     Ok(())
 }
