@@ -17,13 +17,15 @@ const SHORT: usize = 6;
 /// Two slips are a typing mistake, more are another word.
 const MOST_SLIPS: usize = 2;
 
-/// How names of ours begin. `OTEL_` and `LOG_` are everybody's.
-const OURS: [&str; 16] = [
+/// How names of ours begin. Others begin with words that are everybody's, such as `LOG_`, or another program's: `OTEL_`,
+/// `VAULT_`.
+const OURS: [&str; 21] = [
     "AGENT_EXECUTOR_",
     "ANTHROPIC_",
     "CLOUDEVENT_",
     "DRAGONFLY_",
     "HTTP_TOOL_",
+    "JAVASCRIPT_TOOLS",
     "MAX_DEFINITION_",
     "MCP_",
     "MODEL_",
@@ -31,10 +33,14 @@ const OURS: [&str; 16] = [
     "OPENAI_",
     "PG_",
     "POSTGRES_",
+    "PYTHON_TOOLS",
     "REDIS_",
+    "RETENTION_",
     "SCRIPTED_MODELS_",
     "SCRIPT_TOOL_",
+    "SECRETS_",
     "STREAM_",
+    "WEB_SEARCH_",
 ];
 
 /// What the image of Postgres reads besides; often in the same secret or config map as our settings.
@@ -242,16 +248,26 @@ mod tests {
             "MODEL_PROVIDER_ACME_BASE_URL",
             "HTTP_TOOL_SECRET_A",
             "HTTP_TOOL_SECRET_CRM_FILE",
+            "WEB_SEARCH_KEY",
+            "SECRETS_FOLDER",
+            "RETENTION_CHECKPOINTS_DAYS",
+            "PYTHON_TOOLS_ENABLED",
+            "JAVASCRIPT_TOOLS_ENABLED",
         ]);
         assert_eq!(refused, [""; 0]);
         expect_test::expect![[r#"
             HTTP_TOOL_SECRET_A is not read, because HTTP_TOOL_SECRETS does not list its name
             HTTP_TOOL_SECRET_CRM_FILE is not read, because HTTP_TOOL_SECRETS does not list its name
+            JAVASCRIPT_TOOLS_ENABLED looks like a setting but is none
             MODEL_PROVIDER_ACME_BASE_URL is not read, because MODEL_PROVIDERS does not list its name
             NATS_USER looks like a setting but is none
             OPENAI_API_KEY_2 looks like a setting but is none
+            PYTHON_TOOLS_ENABLED looks like a setting but is none
             REDIS_DB looks like a setting but is none
-            STREAM_MAX_LENGTH looks like a setting but is none"#]]
+            RETENTION_CHECKPOINTS_DAYS looks like a setting but is none
+            SECRETS_FOLDER looks like a setting but is none
+            STREAM_MAX_LENGTH looks like a setting but is none
+            WEB_SEARCH_KEY looks like a setting but is none"#]]
         .assert_eq(&suspects.join("\n"));
     }
 
@@ -276,6 +292,18 @@ mod tests {
         for prefix in OURS {
             let names = TABLE.iter().flat_map(Setting::names).chain([FILE_VARIABLE]);
             assert!(names.into_iter().any(|name| name.starts_with(prefix)), "{prefix}");
+        }
+    }
+
+    #[test]
+    fn every_setting_begins_like_ours_or_with_a_word_that_is_everybodys() {
+        let everybodys =
+            "DATABASE HOSTNAME JOB K LEASE LISTEN LOG MAX OTEL POD PORT PUBLIC SHUTDOWN TOOL VAULT";
+        let everybodys: Vec<&str> = everybodys.split_whitespace().collect();
+        for name in TABLE.iter().flat_map(Setting::names) {
+            let word = name.split('_').next().expect("a name has a first word");
+            let is_ours = OURS.iter().any(|prefix| name.starts_with(prefix));
+            assert!(is_ours || everybodys.contains(&word), "{name}: begins like nothing in OURS");
         }
     }
 }
