@@ -2,13 +2,19 @@
 
 mod outside;
 
-use std::fs;
+use std::{fs, io::Read as _};
 
 use agent_executor::encoding::hex;
 use anyhow::{Context, Result, ensure};
-use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
+use base64::{
+    Engine,
+    engine::general_purpose::{STANDARD, STANDARD_NO_PAD},
+};
+use flate2::bufread::DeflateDecoder;
+use futures::StreamExt as _;
 use serde_json::{Value as Json, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::task::TaskTracker;
 
 use super::world::{WITHIN, World, of_type, request};
 use crate::{executor::Executor, servers, vault::Vault};
@@ -29,11 +35,22 @@ const IN_FILE: &str = "pl4nt-file-6619";
 const IN_FOLDER: &str = "pl4nt-dir-4482";
 const IN_VAULT: &str = "pl4nt-vault-9953";
 const JWT: &str = "pl4nt-jwt-2204";
+/// In the environment of a program that is an MCP server, under a name whose last word is harmless.
+const IN_PROGRAM: &str = "pl4nt-mcp-env-1187";
+/// In a header of an MCP server at an address.
+const IN_HEADER: &str = "pl4nt-mcp-header-4106";
+const IN_SEARCH: &str = "pl4nt-search-9120";
+/// The secret of a client of a server of tokens, and the token it gets.
+const CLIENT: &str = "pl4nt-client-6653";
+const ISSUED: &str = "pl4nt-issued-token-7781";
 
 /// Nobody knows these; only the names beside them tell.
 const NAMED_IN_ARGUMENTS: &str = "0nly-by-name-1";
 const NAMED_IN_ERROR: &str = "0nly-by-name-2";
 const NAMED_IN_HEADER: &str = "0nly-by-name-3";
+
+/// An MCP server that shows its environment.
+const PROGRAM: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mcp/server.py");
 
 /// What the program wrote, by where.
 type Outputs = Vec<(String, Vec<u8>)>;
@@ -79,13 +96,24 @@ async fn settings(world: &World, outside: &Outside, vault: &Vault) -> Result<Vec
         ("VAULT_ADDR", vault.served.url.clone()),
         ("VAULT_AUTH_ROLE", "executor".to_owned()),
         ("VAULT_JWT_FILE", path("jwt")),
+        ("HTTP_TOOL_SECRETS", "CLIENT_KEY".to_owned()),
+        ("HTTP_TOOL_SECRET_CLIENT_KEY", CLIENT.to_owned()),
+        ("WEB_SEARCH_URL", format!("{}/search", outside.url)),
+        ("WEB_SEARCH_API_KEY", IN_SEARCH.to_owned()),
+        ("NATS_TOOL_SUBJECTS", "tools.>".to_owned()),
+        ("MCP_SERVERS", "program,outside".to_owned()),
+        ("MCP_SERVER_PROGRAM_COMMAND", "python3".to_owned()),
+        ("MCP_SERVER_PROGRAM_ARGS", json!(["-B", PROGRAM]).to_string()),
+        ("MCP_SERVER_PROGRAM_ENV", format!("AWS_SECRET_ACCESS_KEY={IN_PROGRAM}")),
+        ("MCP_SERVER_OUTSIDE_URL", format!("{}/mcp", outside.url)),
+        ("MCP_SERVER_OUTSIDE_HEADERS", format!("cookie={IN_HEADER}")),
         ("HTTP_TOOL_ALLOWED_HOSTS", "127.0.0.1".to_owned()),
         ("HTTP_TOOL_ALLOW_PRIVATE", "true".to_owned()),
         ("LOG_LEVEL", "debug".to_owned()),
     ])
 }
 
-/// An agent that sends every secret to a server which sends back whatever it gets.
+/// An agent that sends every secret to somebody who sends back whatever comes, and keeps the answers of its model.
 fn definition(outside: &Outside, name: &str, model: &str) -> Json {
     let http = json!({
         "method": "POST",
@@ -98,11 +126,20 @@ fn definition(outside: &Outside, name: &str, model: &str) -> Json {
         },
         "body": { "note": "{{ note }}" }
     });
+    let auth = json!({ "type": "oauth2_client_credentials", "token_url": format!("{}/token", outside.url),
+        "client_id": "planted", "client_secret": "{{ secrets.CLIENT_KEY }}" });
+    let with_token = json!({ "method": "POST", "url": format!("{}/echo/token", outside.url), "auth": auth });
+    let model = json!({ "provider": "acme", "model": model, "cache": { "ttl_seconds": 600 } });
     json!({
         "name": name,
-        "tool_definitions": [{ "name": "echo", "description": "Says it again.", "http": http }],
-        "nodes": [{ "id": "main", "type": "agent", "model": { "provider": "acme", "model": model },
-            "system_prompt": "Echo.", "tools": ["echo"] }],
+        "tool_definitions": [
+            { "name": "echo", "description": "Says it again.", "http": http },
+            { "name": "with_token", "effect": "read", "http": with_token },
+            { "name": "worker", "effect": "read", "nats": { "subject": "tools.echo" } },
+            { "name": "environment", "runtime": { "type": "mcp", "server": "program", "tool": "environment" } },
+        ],
+        "nodes": [{ "id": "main", "type": "agent", "model": model, "system_prompt": "Echo.",
+            "tools": ["echo", "with_token", "worker", "environment", "mcp:outside", "web_search"] }],
         "edges": []
     })
 }
@@ -157,6 +194,11 @@ async fn stored(world: &World) -> Result<Outputs> {
             outputs.push((stream.to_owned(), text.into_bytes()));
         }
     }
+    for (key, value) in world.kept_answers().await? {
+        let mut plain = Vec::new();
+        DeflateDecoder::new(value.as_slice()).read_to_end(&mut plain)?;
+        outputs.push(("kept answer".to_owned(), [key.as_bytes(), &plain].concat()));
+    }
     for thread in ["planted", "failing", "other"] {
         for (id, event) in world.events(thread).await? {
             outputs.push((format!("event {thread} {id}"), event.to_string().into_bytes()));
@@ -194,13 +236,14 @@ async fn no_planted_secret_is_found_in_any_output() -> Result<()> {
     let (world, outside, vault) = (World::start().await?, Outside::start().await?, Vault::start().await?);
     let settings = settings(&world, &outside, &vault).await?;
     let given: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    worker(&world).await?;
     let executor = world.executor_with(&given).await?;
     let mut live = world.listen("planted").await?;
 
     let done = world.run(&request("planted", &definition(&outside, "planted", "good"), "go")).await?;
     assert_eq!(done["data"]["result"]["status"], "completed", "{done}");
     let output = done["data"]["result"]["output"].as_str().context("a text")?;
-    let nothing = "***REDACTED*** false, ***REDACTED*** false, ***REDACTED*** false, ***REDACTED*** false";
+    let nothing = ["***REDACTED*** false"; 9].join(", ");
     assert_eq!(output, format!("A token is of no interest: {nothing}"), "the model has read a secret");
     let failed = world.run(&request("failing", &definition(&outside, "planted", "bad"), "go")).await?;
     assert_eq!(failed["data"]["error"]["type"], "MODEL_REJECTED", "{failed}");
@@ -212,15 +255,27 @@ async fn no_planted_secret_is_found_in_any_output() -> Result<()> {
     servers::until("the message is a dead letter", WITHIN, buried).await?;
 
     // The secrets were there: whoever they are for has got them.
-    for secret in [IN_ENVIRONMENT, IN_FILE, IN_FOLDER, IN_VAULT, MODEL_KEY, COLLECTOR] {
+    let basic = STANDARD.encode(format!("planted:{CLIENT}"));
+    for secret in [
+        IN_ENVIRONMENT,
+        IN_FILE,
+        IN_FOLDER,
+        IN_VAULT,
+        MODEL_KEY,
+        COLLECTOR,
+        IN_HEADER,
+        IN_SEARCH,
+        ISSUED,
+        &basic,
+    ] {
         let arrived = || async { outside.heard(secret) };
         servers::until(&format!("{secret} has arrived"), WITHIN, arrived).await?;
     }
     let events = world.events_to_the_end("planted").await?;
     check_events(&events);
-    let refusal =
-        &of_type(&world.events_to_the_end("other").await?, "on_tool_end")[0]["data"]["tool_output"].clone();
-    assert!(refusal.as_str().is_some_and(|text| text.starts_with("SECRET_NOT_ALLOWED: ")), "{refusal}");
+    let refusal = answer(&world.events_to_the_end("other").await?, "echo");
+    assert!(refusal.starts_with("SECRET_NOT_ALLOWED: "), "{refusal}");
+    keep_an_answer(&world, &outside).await?;
 
     let mut outputs = ask(&world, &executor, &settings).await?;
     let published = live.until(|event| event["event_type"] == "end").await?;
@@ -233,13 +288,59 @@ async fn no_planted_secret_is_found_in_any_output() -> Result<()> {
     Ok(())
 }
 
+/// What a tool has answered.
+fn answer(events: &[Json], tool: &str) -> String {
+    let ends = of_type(events, "on_tool_end");
+    let end = ends.iter().find(|event| event["data"]["tool_name"] == tool);
+    end.and_then(|end| end["data"]["tool_output"].as_str()).unwrap_or_default().to_owned()
+}
+
+/// Answers what it is asked with the same; it ends with its broker.
+async fn worker(world: &World) -> Result<()> {
+    let client = async_nats::connect(world.nats.url()).await?;
+    let mut calls = client.subscribe("tools.echo").await?;
+    client.flush().await?;
+    TaskTracker::new().spawn(async move {
+        while let Some(call) = calls.next().await {
+            if let Some(reply) = call.reply {
+                // Whoever asked may have gone.
+                let _ = client.publish(reply, call.payload).await;
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Asks until an answer is kept: the connection for that comes up by itself.
+async fn keep_an_answer(world: &World, outside: &Outside) -> Result<()> {
+    let mut asked = 0;
+    while world.kept_answers().await?.len() < 2 {
+        asked += 1;
+        ensure!(asked < 50, "no answer was ever kept");
+        world.run(&request(&format!("keep-{asked}"), &definition(outside, "planted", "good"), "go")).await?;
+    }
+    Ok(())
+}
+
 /// What people own stays: only known values are gone from the state, and what is called so in arguments from events.
 fn check_events(events: &[Json]) {
-    let start = &of_type(events, "on_tool_start")[0]["data"]["tool_input"];
+    let starts = of_type(events, "on_tool_start");
+    let start = starts.iter().find(|event| event["data"]["tool_name"] == "echo").expect("it is called");
+    let start = &start["data"]["tool_input"];
     assert_eq!(start["password"], "***REDACTED***", "{start}");
     assert_eq!(start["max_tokens"], 7, "{start}");
-    let end = of_type(events, "on_tool_end")[0]["data"]["tool_output"].as_str().unwrap_or_default();
+    let end = answer(events, "echo");
     assert!(end.matches("***REDACTED***").count() >= 8, "headers come back in three spellings: {end}");
+    for (tool, says) in [
+        ("with_token", "authorization: Bearer ***REDACTED***"),
+        ("worker", "{\"query\":\"***REDACTED***\"}"),
+        ("environment", "\"AWS_SECRET_ACCESS_KEY\": \"***REDACTED***\""),
+        ("outside__back", "\"cookie\": \"***REDACTED***\""),
+        ("web_search", "\"authorization\": \"Bearer ***REDACTED***\""),
+    ] {
+        let said = answer(events, tool);
+        assert!(said.contains(says), "{tool}: {said}");
+    }
     let text: String =
         of_type(events, "on_llm_stream").iter().filter_map(|event| event["data"]["token"].as_str()).collect();
     assert!(text.contains("I use ***REDACTED*** now."), "{text}");
@@ -253,6 +354,7 @@ fn check(outputs: &Outputs) {
         "table checkpoint_blobs",
         "AGENT_DLQ",
         "AGENT_RESULTS",
+        "kept answer",
         "channel",
         "log",
         "traces",

@@ -186,7 +186,7 @@ async fn assert_told(executor: &Executor, code: &str) -> Result<()> {
     let line: Json = serde_json::from_str(lines.next().context("a line")?)?;
     assert_eq!(
         (&line["level"], &line["tool"], &line["code"]),
-        (&json!("WARN"), &json!("order"), &json!(code))
+        (&json!("warn"), &json!("order"), &json!(code))
     );
     assert!(lines.next().is_none() && !log.contains("chair"), "{log}");
     Ok(())

@@ -7,8 +7,11 @@ use async_nats::{
     HeaderMap,
     jetstream::{self, consumer::PullConsumer},
 };
-use fred::prelude::{
-    Builder, ClientLike, Config as RedisConfig, EventInterface, PubsubInterface, StreamsInterface,
+use fred::{
+    prelude::{
+        Builder, ClientLike, Config as RedisConfig, EventInterface, PubsubInterface, StreamsInterface,
+    },
+    types::{ClusterHash, CustomCommand},
 };
 use serde_json::{Value as Json, json};
 
@@ -191,6 +194,20 @@ impl World {
         let client = Builder::from_config(config).build_subscriber_client()?;
         client.init().await?;
         Ok(client)
+    }
+
+    /// The kept answers of models as they are stored, by their keys.
+    pub(crate) async fn kept_answers(&self) -> Result<Vec<(String, Vec<u8>)>> {
+        let client = self.redis().await?;
+        let command = |name: &'static str| CustomCommand::new_static(name, ClusterHash::Random, false);
+        let keys: Vec<String> = client.custom(command("KEYS"), vec!["agent-executor:answer:*"]).await?;
+        let mut kept = Vec::new();
+        for key in keys {
+            let value: Vec<u8> = client.custom(command("GET"), vec![key.as_str()]).await?;
+            kept.push((key, value));
+        }
+        client.quit().await?;
+        Ok(kept)
     }
 
     /// All events in the stream of a thread, as a late reader finds them: entry id and JSON.

@@ -1,4 +1,5 @@
-//! The world outside, which knows secrets and repeats them: a model, a tool's server, a collector of traces, a sink.
+//! The world outside, which knows secrets and repeats them: a model, tools' servers of every kind, a server of tokens, a
+//! collector of traces, a sink.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,7 +14,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value as Json, json};
 
 use super::{
-    IN_ENVIRONMENT, IN_FILE, IN_FOLDER, IN_VAULT, MODEL_KEY, NAMED_IN_ARGUMENTS, NAMED_IN_ERROR, Outputs,
+    CLIENT, IN_ENVIRONMENT, IN_FILE, IN_FOLDER, IN_HEADER, IN_PROGRAM, IN_SEARCH, IN_VAULT, ISSUED,
+    MODEL_KEY, NAMED_IN_ARGUMENTS, NAMED_IN_ERROR, Outputs,
 };
 use crate::doors::{Served, serve};
 
@@ -48,6 +50,9 @@ impl Outside {
         let router = Router::new()
             .route("/v1/chat/completions", post(answer))
             .route("/echo/{note}", post(echo))
+            .route("/search", post(search))
+            .route("/token", post(token))
+            .route("/mcp", post(mcp))
             .route("/v1/traces", post(traces))
             .route("/sink", post(sink))
             .with_state(heard.clone());
@@ -73,6 +78,34 @@ async fn traces(State(heard): State<Heard>, headers: HeaderMap, body: Bytes) {
 
 async fn sink(State(heard): State<Heard>, body: Bytes) {
     heard.keep("sink", &body);
+}
+
+/// A provider of searches that refuses and repeats.
+async fn search(State(heard): State<Heard>, headers: HeaderMap) -> (StatusCode, String) {
+    heard.note(&headers);
+    (StatusCode::UNAUTHORIZED, format!("{headers:?}"))
+}
+
+/// A server of tokens.
+async fn token(State(heard): State<Heard>, headers: HeaderMap) -> axum::Json<Json> {
+    heard.note(&headers);
+    axum::Json(json!({ "access_token": ISSUED, "token_type": "Bearer", "expires_in": 3_600 }))
+}
+
+/// An MCP server with one tool, which sends back the headers.
+async fn mcp(State(heard): State<Heard>, headers: HeaderMap, axum::Json(said): axum::Json<Json>) -> Response {
+    heard.note(&headers);
+    let result = match said["method"].as_str().unwrap_or_default() {
+        _ if said.get("id").is_none() => return StatusCode::ACCEPTED.into_response(),
+        "initialize" => json!({ "protocolVersion": said["params"]["protocolVersion"],
+            "capabilities": { "tools": {} }, "serverInfo": { "name": "outside", "version": "1" } }),
+        "tools/list" => {
+            let read_only = json!({ "readOnlyHint": true });
+            json!({ "tools": [{ "name": "back", "inputSchema": { "type": "object" }, "annotations": read_only }] })
+        }
+        _ => json!({ "content": [{ "type": "text", "text": format!("{headers:?}") }] }),
+    };
+    axum::Json(json!({ "jsonrpc": "2.0", "id": said["id"], "result": result })).into_response()
 }
 
 /// Sends back what came: the address, and every header as it is, percent-encoded and in base64.
@@ -115,26 +148,35 @@ async fn answer(State(heard): State<Heard>, headers: HeaderMap, body: String) ->
     ([("content-type", "text/event-stream")], text).into_response()
 }
 
-/// A secret in two pieces of text, and a call with secrets in its arguments.
+/// A secret in two pieces of text, and a call of each tool, with secrets in arguments.
 fn first() -> Vec<Json> {
     let (head, tail) = IN_ENVIRONMENT.split_at(7);
     let arguments = json!({ "note": IN_FILE, "password": NAMED_IN_ARGUMENTS, "max_tokens": 7 }).to_string();
     let (begin, end) = arguments.split_at(16);
     let call = |more: Json| json!({ "tool_calls": [more] });
-    vec![
+    let whole = |(at, name): (usize, &str)| {
+        let arguments = json!({ "query": IN_FILE }).to_string();
+        let function = json!({ "name": name, "arguments": arguments });
+        call(json!({ "index": at, "id": format!("call_{at}"), "type": "function", "function": function }))
+    };
+    let others = ["with_token", "worker", "environment", "outside__back", "web_search"];
+    let others = others.into_iter().zip(1..).map(|(name, at)| whole((at, name)));
+    let first = [
         json!({ "role": "assistant", "content": format!("I use {head}") }),
         json!({ "content": format!("{tail} now.") }),
         call(
-            json!({ "index": 0, "id": "call_1", "type": "function", "function": { "name": "echo", "arguments": begin } }),
+            json!({ "index": 0, "id": "call_0", "type": "function", "function": { "name": "echo", "arguments": begin } }),
         ),
         call(json!({ "index": 0, "function": { "arguments": end } })),
-    ]
+    ];
+    first.into_iter().chain(others).collect()
 }
 
 /// The answer to a conversation in which `body` has everything that the tool said.
 fn last(body: &str) -> Vec<Json> {
-    let tells = [IN_ENVIRONMENT, IN_FILE, IN_FOLDER, IN_VAULT]
-        .map(|secret| format!("{secret} {}", body.contains(secret)));
+    let all =
+        [IN_ENVIRONMENT, IN_FILE, IN_FOLDER, IN_VAULT, IN_PROGRAM, IN_HEADER, IN_SEARCH, CLIENT, ISSUED];
+    let tells = all.map(|secret| format!("{secret} {}", body.contains(secret)));
     vec![
         json!({ "role": "assistant", "content": format!("A token is of no interest: {}", tells.join(", ")) }),
     ]
