@@ -34,8 +34,12 @@ pub(crate) struct Inside {
     pub(crate) tokens: HashSet<String>,
     /// Seconds that tokens are said to be good for.
     pub(crate) lease_seconds: u64,
+    /// Paths that no policy speaks of.
+    pub(crate) forbidden: HashSet<String>,
     /// Whether it answers no question.
     pub(crate) sealed: bool,
+    /// Logins that were asked for, and those that were not refused.
+    pub(crate) asked: u64,
     pub(crate) logins: u64,
     pub(crate) renewals: u64,
     pub(crate) reads: u64,
@@ -94,6 +98,7 @@ fn token_of(headers: &HeaderMap, inside: &Inside) -> Option<String> {
 async fn log_in(State(shared): Shared, Path(mount): Path<String>, Json(body): Json<Value>) -> Response {
     let mut inside = lock(&shared);
     let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
+    inside.asked += 1;
     let is_known = mount == "kubernetes" && inside.accounts.contains(&(text("role"), text("jwt")));
     if inside.sealed || !is_known {
         return refused(if inside.sealed { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::FORBIDDEN });
@@ -124,11 +129,12 @@ async fn read(
     if inside.sealed {
         return refused(StatusCode::SERVICE_UNAVAILABLE);
     }
-    if token_of(&headers, &inside).is_none() {
+    let path = format!("{mount}/{path}");
+    if token_of(&headers, &inside).is_none() || inside.forbidden.contains(&path) {
         return refused(StatusCode::FORBIDDEN);
     }
     inside.reads += 1;
-    match inside.documents.get(&format!("{mount}/{path}")) {
+    match inside.documents.get(&path) {
         None => (StatusCode::NOT_FOUND, Json(json!({ "errors": [] }))).into_response(),
         Some(fields) => {
             Json(json!({ "data": { "data": fields, "metadata": { "version": 1 } } })).into_response()

@@ -1,12 +1,13 @@
 //! Vault's KV v2 engine: `NAME` is the field `value` of the document `NAME`, `NAME.FIELD` another of its fields.
 //!
 //! **Invariant:** a token is renewed or replaced before its lease ends, by whoever asks first after two thirds of it.
+//! **Invariant:** one at a time logs in or renews, and whoever needs a token meanwhile has what comes of it.
 //! **Invariant:** no error carries a token or what a server answered.
 
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -15,6 +16,7 @@ use reqwest::{Client, Method, RequestBuilder, StatusCode, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Map as JsonMap, Value as Json, json};
+use tokio::{sync::Mutex as Turn, time::Instant};
 use url::Url;
 
 use super::{MAX_VALUE_BYTES, Source, Trouble, given::read_file};
@@ -38,6 +40,10 @@ const FIELD: &str = "value";
 /// Parts of a lease after which it is renewed, of [`LEASE_PARTS`].
 const RENEW_AFTER: u32 = 2;
 const LEASE_PARTS: u32 = 3;
+
+/// How old a token is before a refusal is taken for its end. What a policy leaves out is refused to a new one as well, and
+/// each login leaves a token that Vault keeps for its whole lease.
+const YOUNG: Duration = Duration::from_mins(1);
 
 /// How to reach Vault.
 #[derive(Clone, Debug)]
@@ -73,7 +79,7 @@ pub enum Login {
 }
 
 /// Why Vault gave no answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 enum VaultError {
     #[error("the client of Vault could not be made")]
     Client,
@@ -92,8 +98,32 @@ enum VaultError {
 struct Token {
     text: SecretString,
     renewable: bool,
+    /// When it was given.
+    since: Instant,
     /// When it is to be renewed and when it ends; none for one without an end.
     times: Option<(Instant, Instant)>,
+}
+
+impl Token {
+    fn is_good(&self) -> bool {
+        self.times.is_none_or(|(_, ends)| Instant::now() < ends)
+    }
+
+    fn is_due(&self) -> bool {
+        self.times.is_some_and(|(renew_at, _)| Instant::now() >= renew_at)
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.text.expose_secret() == other.text.expose_secret()
+    }
+}
+
+/// What has come of logins.
+#[derive(Default)]
+struct Known {
+    token: Option<Token>,
+    /// When the newest login that failed came to its end, and why it failed.
+    failed: Option<(Instant, VaultError)>,
 }
 
 /// `auth` of an answer to a login or a renewal.
@@ -112,7 +142,9 @@ type Document = Arc<JsonMap<String, Json>>;
 pub(super) struct Vault {
     config: Config,
     client: OnceLock<Client>,
-    token: Mutex<Option<Token>>,
+    known: Mutex<Known>,
+    /// Whoever logs in or renews holds it.
+    turn: Turn<()>,
     documents: Cache<String, Document>,
 }
 
@@ -138,7 +170,7 @@ impl Source for Vault {
 impl Vault {
     pub(super) fn new(config: Config) -> Self {
         let documents = Cache::builder().max_capacity(MOST_KEPT).time_to_live(config.keep).build();
-        Self { config, client: OnceLock::new(), token: Mutex::new(None), documents }
+        Self { config, client: OnceLock::new(), known: Mutex::default(), turn: Turn::default(), documents }
     }
 
     /// The fields of a document; `None` when there is none, or it was deleted.
@@ -147,14 +179,13 @@ impl Vault {
             return Ok(Some(kept));
         }
         let token = self.token().await?;
-        let answer = match self.fetch(name, &token).await {
-            // Somebody has revoked the token; a new one shows whether that was meant.
-            Err(VaultError::Status(StatusCode::FORBIDDEN, _)) if self.can_log_in() => {
-                let token = self.log_in().await?;
-                self.fetch(name, &token).await
-            }
-            answer => answer,
-        };
+        let mut answer = self.fetch(name, &token).await;
+        let is_refused = matches!(answer, Err(VaultError::Status(StatusCode::FORBIDDEN, _)));
+        if is_refused && self.can_log_in() && token.since.elapsed() >= YOUNG {
+            // Somebody may have revoked the token; a new one shows whether that was meant.
+            let token = self.another(Some(&token)).await?;
+            answer = self.fetch(name, &token).await;
+        }
         let Some(fields) = answer? else { return Ok(None) };
         let fields = Arc::new(fields);
         self.documents.insert(name.to_owned(), fields.clone());
@@ -180,24 +211,46 @@ impl Vault {
 
     /// A token that is good for a while.
     async fn token(&self) -> Result<Token, VaultError> {
-        let kept = self.kept().clone();
-        let now = Instant::now();
-        match (&self.config.login, kept) {
-            (Login::Token(text), _) => Ok(Token { text: text.clone(), renewable: false, times: None }),
-            (Login::Kubernetes { .. }, Some(token)) => match token.times {
-                Some((_, ends)) if now >= ends => self.log_in().await,
-                Some((renew_at, _)) if now >= renew_at => self.renew(token).await,
-                Some(_) | None => Ok(token),
-            },
-            (Login::Kubernetes { .. }, None) => self.log_in().await,
+        if let Login::Token(text) = &self.config.login {
+            return Ok(Token { text: text.clone(), renewable: false, since: Instant::now(), times: None });
         }
+        let kept = self.known().token.clone().filter(Token::is_good);
+        match kept {
+            None => self.another(None).await,
+            Some(token) if !token.is_due() => Ok(token),
+            Some(token) => match self.turn.try_lock() {
+                Ok(_turn) => self.renew(token).await,
+                // Somebody does, and it is still good.
+                Err(_) => Ok(token),
+            },
+        }
+    }
+
+    /// A good token, and not `spoilt`: of one login for all who ask until it has ended, a failure too.
+    async fn another(&self, spoilt: Option<&Token>) -> Result<Token, VaultError> {
+        let asked = Instant::now();
+        let _turn = self.turn.lock().await;
+        {
+            let known = self.known();
+            let is_other = |token: &&Token| token.is_good() && !spoilt.is_some_and(|spoilt| token.is(spoilt));
+            if let Some(token) = known.token.as_ref().filter(is_other) {
+                return Ok(token.clone());
+            }
+            if let Some((_, error)) = known.failed.as_ref().filter(|(ended, _)| *ended >= asked) {
+                return Err(error.clone());
+            }
+        }
+        let token = self.log_in().await;
+        self.known().failed = token.as_ref().err().map(|error| (Instant::now(), error.clone()));
+        token
     }
 
     async fn renew(&self, token: Token) -> Result<Token, VaultError> {
         if token.renewable {
             let request = self.request(Method::POST, &["auth/token/renew-self"])?;
             let request = request.header("X-Vault-Token", token.text.expose_secret()).json(&json!({}));
-            match self.send(request, "the renewal of the token").await.and_then(|answer| self.keep(answer)) {
+            let answer = self.send(request, "the renewal of the token").await;
+            match answer.and_then(|answer| self.keep(answer, token.since)) {
                 Ok(token) => return Ok(token),
                 Err(error) => tracing::warn!(%error, "the token of Vault was not renewed, logging in again"),
             }
@@ -215,29 +268,29 @@ impl Vault {
     async fn log_in(&self) -> Result<Token, VaultError> {
         let Login::Kubernetes { mount, role, jwt } = &self.config.login else { return Err(VaultError::Jwt) };
         let jwt = read_file(jwt.clone()).await.ok().flatten().ok_or(VaultError::Jwt)?;
-        Scrubber::process().learn(jwt.expose_secret());
+        Scrubber::process().learn_newest("the service account's token", jwt.expose_secret());
         let request = self.request(Method::POST, &["auth", mount, "login"])?;
         let body = json!({ "role": role, "jwt": jwt.expose_secret().trim() });
-        self.keep(self.send(request.json(&body), "the login").await?)
+        self.keep(self.send(request.json(&body), "the login").await?, Instant::now())
     }
 
-    /// Reads and keeps the token of an answer.
-    fn keep(&self, mut answer: Json) -> Result<Token, VaultError> {
+    /// Reads and keeps the token of an answer, which Vault has given `since` then.
+    fn keep(&self, mut answer: Json, since: Instant) -> Result<Token, VaultError> {
         let auth: Auth =
             serde_json::from_value(answer["auth"].take()).map_err(|_| VaultError::Unreadable("the login"))?;
-        Scrubber::process().learn(&auth.client_token);
+        Scrubber::process().learn_newest("Vault's token", &auth.client_token);
         let lease = Duration::from_secs(auth.lease_duration);
         let times = (!lease.is_zero()).then(|| {
             let now = Instant::now();
             (now + lease * RENEW_AFTER / LEASE_PARTS, now + lease)
         });
-        let token = Token { text: auth.client_token.into(), renewable: auth.renewable, times };
-        *self.kept() = Some(token.clone());
+        let token = Token { text: auth.client_token.into(), renewable: auth.renewable, since, times };
+        self.known().token = Some(token.clone());
         Ok(token)
     }
 
-    fn kept(&self) -> std::sync::MutexGuard<'_, Option<Token>> {
-        self.token.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn can_log_in(&self) -> bool {

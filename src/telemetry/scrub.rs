@@ -12,7 +12,7 @@ pub use values::Values;
 
 use std::{
     borrow::Cow,
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     fmt,
     sync::{Arc, LazyLock, Mutex, PoisonError, RwLock},
 };
@@ -50,6 +50,8 @@ struct Shared {
 struct Taught {
     kept: Vec<SecretString>,
     passing: VecDeque<SecretString>,
+    /// What there is one of at a time.
+    newest: BTreeMap<&'static str, Vec<SecretString>>,
 }
 
 impl fmt::Debug for Scrubber {
@@ -82,7 +84,7 @@ impl Scrubber {
     /// Remembers a value that was resolved; it may be forgotten when many others have been used since.
     pub fn learn(&self, value: &str) {
         let mut taught = self.taught();
-        let Taught { kept, passing } = &mut *taught;
+        let Taught { kept, passing, newest: _ } = &mut *taught;
         let mut is_new = false;
         for value in parts(value) {
             if kept.iter().any(|known| known.expose_secret() == value) {
@@ -106,6 +108,14 @@ impl Scrubber {
         if is_new {
             self.look_for(&taught);
         }
+    }
+
+    /// Remembers the newest value of `what`, of which there is one at a time; the one before is forgotten, and no other.
+    pub fn learn_newest(&self, what: &'static str, value: &str) {
+        let value: Vec<SecretString> = parts(value).map(SecretString::from).collect();
+        let mut taught = self.taught();
+        taught.newest.insert(what, value);
+        self.look_for(&taught);
     }
 
     /// What is looked for; none when nothing is known.
@@ -151,7 +161,8 @@ impl Scrubber {
     }
 
     fn look_for(&self, taught: &Taught) {
-        let all = taught.kept.iter().chain(&taught.passing).map(ExposeSecret::expose_secret);
+        let newest = taught.newest.values().flatten();
+        let all = taught.kept.iter().chain(&taught.passing).chain(newest).map(ExposeSecret::expose_secret);
         // What was known is never lost for a value too many.
         if let Some(values) = Values::of(all) {
             *self.shared.values.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(values));
@@ -241,6 +252,21 @@ mod tests {
         let text = scrubber.text(&text).into_owned();
         // Those short of eight characters were put there behind the scrubber's back, to be many.
         assert_eq!(text, "***REDACTED*** pass-0 pass-1 ***REDACTED*** ***REDACTED***");
+    }
+
+    #[test]
+    fn the_newest_of_a_kind_pushes_nothing_out_but_the_one_before() {
+        let scrubber = taught();
+        scrubber.learn("a-resolved-1");
+        for number in 0..=MOST_PASSING {
+            scrubber.learn_newest("a token", &format!("hvs.token-{number}"));
+            scrubber.learn_newest("another", "eyJ-of-another");
+        }
+        let text = format!("Tr0ub4dor&3 a-resolved-1 hvs.token-{MOST_PASSING} hvs.token-0 eyJ-of-another");
+        assert_eq!(
+            scrubber.text(&text),
+            "***REDACTED*** ***REDACTED*** ***REDACTED*** hvs.token-0 ***REDACTED***"
+        );
     }
 
     #[test]

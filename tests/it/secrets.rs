@@ -7,6 +7,7 @@ use agent_executor::{
     telemetry::scrub::Scrubber,
 };
 use anyhow::Result;
+use futures::future::join_all;
 use serde_json::json;
 
 use crate::{
@@ -14,7 +15,8 @@ use crate::{
     vault::{TOKEN_PREFIX, Vault},
 };
 
-const WITHIN: Duration = Duration::from_secs(60);
+/// How long tokens are good for.
+const LEASE: Duration = Duration::from_hours(1);
 const JWT: &str = "eyJ-pl4nt-jwt-2204";
 
 fn jwt_file() -> Result<PathBuf> {
@@ -48,6 +50,13 @@ async fn started() -> Result<Vault> {
         json!({ "value": "v4lue-of-stripe", "hook": "h00k-of-stripe", "port": 443 }),
     );
     Ok(vault)
+}
+
+/// Turns the clock on.
+async fn later(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }
 
 /// The value, or the code and the sentence of what went wrong.
@@ -93,16 +102,57 @@ async fn what_changes_is_seen_when_nothing_is_kept() -> Result<()> {
 #[tokio::test]
 async fn a_token_is_renewed_before_its_lease_ends_and_replaced_after_it() -> Result<()> {
     let vault = started().await?;
-    vault.inside().lease_seconds = 3;
     let secrets = secrets(&vault.served.url, Duration::ZERO)?;
-    // Whoever asks in the last third of a lease renews it; a slow machine may miss that of one lease, not of all.
-    let renewed =
-        || async { ask(&secrets, "stripe").await == "v4lue-of-stripe" && vault.inside().renewals > 0 };
-    servers::until("a token is renewed", WITHIN, renewed).await?;
-    let logins = vault.inside().logins;
+    let logins_and_renewals = || async {
+        assert_eq!(ask(&secrets, "stripe").await, "v4lue-of-stripe");
+        let inside = vault.inside();
+        (inside.logins, inside.renewals)
+    };
+    assert_eq!(logins_and_renewals().await, (1, 0));
+    later(LEASE / 2).await;
+    assert_eq!(logins_and_renewals().await, (1, 0));
+    later(LEASE / 4).await;
+    assert_eq!(logins_and_renewals().await, (1, 1), "in the last third");
+    later(LEASE * 2).await;
+    assert_eq!(logins_and_renewals().await, (2, 1), "nobody has asked in the last third");
+    Ok(())
+}
+
+#[tokio::test]
+async fn many_who_need_a_token_at_once_have_it_of_one_login_or_its_refusal() -> Result<()> {
+    let vault = started().await?;
+    let secrets = secrets(&vault.served.url, Duration::ZERO)?;
+    let all = || async { join_all((0..20).map(|_| ask(&secrets, "stripe"))).await };
+    assert_eq!(all().await, ["v4lue-of-stripe"; 20], "a cold start");
+    assert_eq!(vault.inside().asked, 1);
+    later(LEASE * 3 / 4).await;
+    assert_eq!(all().await, ["v4lue-of-stripe"; 20], "one renews, the others go on with what they have");
+    assert_eq!((vault.inside().asked, vault.inside().renewals), (1, 1));
     vault.inside().tokens.clear();
-    assert_eq!(ask(&secrets, "stripe").await, "v4lue-of-stripe", "a revoked token is replaced");
-    assert!(vault.inside().logins > logins);
+    assert_eq!(all().await, ["v4lue-of-stripe"; 20], "a revoked token is replaced");
+    assert_eq!(vault.inside().asked, 2);
+    later(LEASE).await;
+    vault.inside().accounts.clear();
+    assert!(all().await.iter().all(|told| told.ends_with("Vault answered 403 Forbidden to the login")));
+    assert_eq!(vault.inside().asked, 3);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_a_policy_leaves_out_makes_no_login_for_each_question() -> Result<()> {
+    let vault = started().await?;
+    vault.inside().forbidden.insert("kv/agents/prod/closed".into());
+    let secrets = secrets(&vault.served.url, Duration::ZERO)?;
+    let all = || async {
+        for told in join_all((0..20).map(|_| ask(&secrets, "closed"))).await {
+            assert!(told.ends_with("Vault answered 403 Forbidden to the question for a secret"), "{told}");
+        }
+        assert_eq!(ask(&secrets, "stripe").await, "v4lue-of-stripe");
+        vault.inside().asked
+    };
+    assert_eq!((all().await, all().await), (1, 1));
+    later(Duration::from_secs(61)).await;
+    assert_eq!((all().await, all().await), (2, 2), "the role may have got another policy");
     Ok(())
 }
 
@@ -122,6 +172,7 @@ async fn a_server_that_is_away_or_says_no_is_a_reason_to_try_later_and_tells_not
     assert_eq!(ask(&here, "stripe").await, "v4lue-of-stripe");
     vault.inside().accounts.clear();
     vault.inside().tokens.clear();
+    later(LEASE).await;
     let refused = ask(&here, "stripe").await;
     assert!(refused.ends_with("Vault answered 403 Forbidden to the login"), "{refused}");
     let nowhere = secrets(&format!("http://127.0.0.1:{}", servers::free_port()?), Duration::ZERO)?;
