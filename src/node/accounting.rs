@@ -67,26 +67,73 @@ pub(super) struct Answered<'a> {
     pub(super) elapsed: Duration,
 }
 
-/// Counts what a call took, and tells readers.
-pub(super) fn book(scope: &Scope, task: TaskView<'_>, answered: &Answered<'_>) {
-    let ModelSettings { provider, model, .. } = &*answered.request.settings;
-    let counted = answered.reply.usage.clone();
-    let is_estimated = counted.is_none();
-    let usage = counted.unwrap_or_else(|| estimated(answered));
-    let price = scope.models.prices().of(provider, model);
-    let cost = price.map(|price| price.cost(&usage));
-    if cost.is_none() && scope.models.prices().is_first_without(provider, model) {
-        tracing::warn!(%provider, %model, "no price is known for this model: its calls are missing from every cost_usd; MODEL_PRICES_FILE may name one");
+/// A call that is under way. Dropped before it was answered, it counts what its provider had read and said by then, since
+/// that is paid for all the same; before anything was said it counts nothing. Readers are told by the retry.
+pub(super) struct UnderWay<'a> {
+    scope: &'a Scope,
+    task: TaskView<'a>,
+    request: &'a Request,
+    /// The id its text goes out with.
+    pub(super) message_id: &'a str,
+    /// Characters of the answer so far; none before it began.
+    said: Option<u64>,
+}
+
+impl<'a> UnderWay<'a> {
+    /// A call that is about to be made.
+    pub(super) fn new(
+        scope: &'a Scope,
+        task: TaskView<'a>,
+        request: &'a Request,
+        message_id: &'a str,
+    ) -> Self {
+        Self { scope, task, request, message_id, said: None }
     }
-    measure(provider, &label::MODEL.value(model), (&usage, cost));
-    let mut data = ended(answered, &usage, cost);
-    data["cached"] = false.into();
-    if is_estimated {
-        data["estimated"] = true.into();
+
+    /// The answer goes on with `text`, which may be empty.
+    pub(super) fn says(&mut self, text: &str) {
+        *self.said.get_or_insert_default() += count(text);
     }
-    scope.emitter.emit(EventType::LlmEnd, task.origin(), data);
-    let expense = Expense { estimated: u64::from(is_estimated), ..Expense::of_call(usage, cost) };
-    scope.spending.add(format!("{provider}:{model}"), task.path(), &expense);
+
+    /// Counts what the call took, and tells readers.
+    pub(super) fn answered(mut self, reply: &Reply, elapsed: Duration) {
+        self.said = None;
+        let answered = Answered { request: self.request, message_id: self.message_id, reply, elapsed };
+        let (usage, is_estimated) = match &reply.usage {
+            Some(counted) => (counted.clone(), false),
+            None => (estimated(self.request, said(reply)), true),
+        };
+        let cost = self.spend(&usage, is_estimated);
+        let mut data = ended(&answered, &usage, cost);
+        data["cached"] = false.into();
+        if is_estimated {
+            data["estimated"] = true.into();
+        }
+        self.scope.emitter.emit(EventType::LlmEnd, self.task.origin(), data);
+    }
+
+    /// Counts a call of so many tokens; what it cost, when a price is known.
+    fn spend(&self, usage: &Usage, is_estimated: bool) -> Option<Cost> {
+        let Self { scope, task, .. } = self;
+        let ModelSettings { provider, model, .. } = &*self.request.settings;
+        let price = scope.models.prices().of(provider, model);
+        let cost = price.map(|price| price.cost(usage));
+        if cost.is_none() && scope.models.prices().is_first_without(provider, model) {
+            tracing::warn!(%provider, %model, "no price is known for this model: its calls are missing from every cost_usd; MODEL_PRICES_FILE may name one");
+        }
+        measure(provider, &label::MODEL.value(model), (usage, cost));
+        let expense = Expense { estimated: u64::from(is_estimated), ..Expense::of_call(usage.clone(), cost) };
+        scope.spending.add(format!("{provider}:{model}"), task.path(), &expense);
+        cost
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if let Some(said) = self.said {
+            self.spend(&estimated(self.request, said), true);
+        }
+    }
 }
 
 /// Tells readers of an answer that was given before; it costs nothing and counts nowhere.
@@ -109,15 +156,19 @@ fn ended(answered: &Answered<'_>, usage: &Usage, cost: Option<Cost>) -> Json {
     })
 }
 
-/// Tokens of an answer whose provider has not counted them: a budget must not pass over it.
-fn estimated(answered: &Answered<'_>) -> Usage {
-    let calls = answered.reply.tool_calls.iter();
-    let calls = calls
-        .map(|call| count(&call.name) + serde_json::to_string(&call.args).map_or(0, |text| count(&text)));
-    let said = count(&answered.reply.text) + calls.sum::<u64>();
-    let (input_tokens, output_tokens) = (prompt_tokens(answered.request), said.div_ceil(CHARS_PER_TOKEN));
+/// Tokens of an answer of so many characters whose provider has not counted them: a budget must not pass over it.
+fn estimated(request: &Request, said: u64) -> Usage {
+    let (input_tokens, output_tokens) = (prompt_tokens(request), said.div_ceil(CHARS_PER_TOKEN));
     let total_tokens = input_tokens.saturating_add(output_tokens);
     Usage { input_tokens, output_tokens, total_tokens, ..Usage::default() }
+}
+
+/// Characters of an answer.
+fn said(reply: &Reply) -> u64 {
+    let calls = reply.tool_calls.iter();
+    let calls = calls
+        .map(|call| count(&call.name) + serde_json::to_string(&call.args).map_or(0, |text| count(&text)));
+    count(&reply.text) + calls.sum::<u64>()
 }
 
 fn measure(provider: &str, model: &str, (usage, cost): (&Usage, Option<Cost>)) {

@@ -13,7 +13,7 @@ use tracing::Instrument;
 
 use super::{
     Error, Scope, TaskView,
-    accounting::{self, Answered},
+    accounting::{self, UnderWay},
     recall,
 };
 use crate::{
@@ -210,7 +210,8 @@ impl Question<'_> {
         let adapter = scope.models.provider(provider)?;
         let label = label::MODEL.value(model);
         let started = Instant::now();
-        let result = self.stream(&*adapter, message_id, &mut turn).instrument(span.clone()).await;
+        let mut under_way = UnderWay::new(scope, *task, request, message_id);
+        let result = self.stream(&*adapter, &mut turn, &mut under_way).instrument(span.clone()).await;
         match &result {
             Ok(reply) => turn.answered(reply.usage.as_ref()),
             Err(Error::Model(error)) => turn.failed(error),
@@ -229,17 +230,18 @@ impl Question<'_> {
             span.record("gen_ai.usage.output_tokens", usage.output_tokens);
         }
         let elapsed = started.elapsed();
-        accounting::book(scope, *task, &Answered { request, message_id, reply: &reply, elapsed });
+        under_way.answered(&reply, elapsed);
         Ok(reply)
     }
 
     async fn stream(
         &self,
         adapter: &dyn ChatModel,
-        message_id: &str,
         turn: &mut Turn,
+        under_way: &mut UnderWay<'_>,
     ) -> Result<Reply, Error> {
         let Self { scope, task, ref request, .. } = *self;
+        let message_id = under_way.message_id;
         let idle = task.node.policy.idle_timeout;
         let silent = |limit: Duration| Error::Idle(limit.as_secs_f64());
         let mut chunks = match idle {
@@ -274,8 +276,12 @@ impl Question<'_> {
                 heard = tokio::time::Instant::now();
             }
             match chunk {
-                Some(Ok(Chunk::Begun)) => turn.hears(),
+                Some(Ok(Chunk::Begun)) => {
+                    turn.hears();
+                    under_way.says("");
+                }
                 Some(Ok(Chunk::Text(piece))) => {
+                    under_way.says(&piece);
                     if is_first && is_heard {
                         task.tries.says(message_id);
                     }

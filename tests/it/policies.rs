@@ -99,6 +99,24 @@ async fn the_end_of_a_job_does_not_wait_for_a_retry() {
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_a_broken_try_has_said_counts_for_the_budget() {
+    let broken = json!({
+        "pieces": ["Half of it, ", "and the rest."], "text": "Half of it, and the rest.",
+        "fail": { "times": 9, "status": 503, "after_pieces": 1 },
+    });
+    let definition = json!({ "nodes": [{ "id": "main", "type": "model", "model": scripted(&broken) }] });
+    let stage = Stage::new();
+    // A try takes 3 tokens to read and 3 to say; each may take 4 at least.
+    push(&stage, "job", &definition, &json!({ "budget": { "max_tokens": 15 } }));
+    stage.settle_all().await;
+    let Ended { data, .. } = stage.last_result();
+    assert_eq!(data["error"]["type"], "BUDGET_EXHAUSTED", "{data}");
+    let spent = &data["usage"]["by_model"]["scripted:test"];
+    assert_eq!((&spent["input_tokens"], &spent["output_tokens"]), (&json!(6), &json!(6)), "{data}");
+    assert_eq!(spent["estimated_calls"], 2, "{data}");
+}
+
 /// An agent with one call of a tool whose address ends in `end`.
 fn calling(method: &str, end: &str, policy: &Json) -> Json {
     let http = json!({ "method": method, "url": format!("https://bank.example.com/{end}") });
