@@ -98,14 +98,14 @@ async fn settings(world: &World, outside: &Outside, vault: &Vault) -> Result<Vec
         ("VAULT_JWT_FILE", path("jwt")),
         ("HTTP_TOOL_SECRETS", "CLIENT_KEY".to_owned()),
         ("HTTP_TOOL_SECRET_CLIENT_KEY", CLIENT.to_owned()),
-        ("WEB_SEARCH_URL", format!("{}/search", outside.url)),
+        ("WEB_SEARCH_URL", format!("{}/search", outside.served.url)),
         ("WEB_SEARCH_API_KEY", IN_SEARCH.to_owned()),
         ("NATS_TOOL_SUBJECTS", "tools.>".to_owned()),
         ("MCP_SERVERS", "program,outside".to_owned()),
         ("MCP_SERVER_PROGRAM_COMMAND", "python3".to_owned()),
         ("MCP_SERVER_PROGRAM_ARGS", json!(["-B", PROGRAM]).to_string()),
         ("MCP_SERVER_PROGRAM_ENV", format!("AWS_SECRET_ACCESS_KEY={IN_PROGRAM}")),
-        ("MCP_SERVER_OUTSIDE_URL", format!("{}/mcp", outside.url)),
+        ("MCP_SERVER_OUTSIDE_URL", format!("{}/mcp", outside.served.url)),
         ("MCP_SERVER_OUTSIDE_HEADERS", format!("cookie={IN_HEADER}")),
         ("HTTP_TOOL_ALLOWED_HOSTS", "127.0.0.1".to_owned()),
         ("HTTP_TOOL_ALLOW_PRIVATE", "true".to_owned()),
@@ -126,9 +126,10 @@ fn definition(outside: &Outside, name: &str, model: &str) -> Json {
         },
         "body": { "note": "{{ note }}" }
     });
-    let auth = json!({ "type": "oauth2_client_credentials", "token_url": format!("{}/token", outside.url),
+    let auth = json!({ "type": "oauth2_client_credentials", "token_url": format!("{}/token", outside.served.url),
         "client_id": "planted", "client_secret": "{{ secrets.CLIENT_KEY }}" });
-    let with_token = json!({ "method": "POST", "url": format!("{}/echo/token", outside.url), "auth": auth });
+    let with_token =
+        json!({ "method": "POST", "url": format!("{}/echo/token", outside.served.url), "auth": auth });
     let model = json!({ "provider": "acme", "model": model, "cache": { "ttl_seconds": 600 } });
     json!({
         "name": name,
