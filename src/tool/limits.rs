@@ -4,7 +4,7 @@ use std::{sync::LazyLock, time::Duration};
 
 use async_trait::async_trait;
 
-use super::{Answer, Call, SharedTool, Tool, shorten_bytes};
+use super::{Answer, Call, SharedTool, Tell, Tool, shorten_bytes};
 use crate::{
     graph::{Effect, Retry, ToolDefinition},
     model::ToolSpec,
@@ -92,14 +92,26 @@ impl Tool for Governed {
     async fn call(&self, call: Call<'_>) -> Answer {
         self.tool.call(call).await
     }
+
+    async fn call_telling(&self, call: Call<'_>, tell: Tell<'_>) -> Answer {
+        self.tool.call_telling(call, tell).await
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use futures::executor::block_on;
     use serde_json::json;
 
     use super::*;
-    use crate::graph::{FailureClass, RetryOn};
+    use crate::{
+        graph::{FailureClass, RetryOn},
+        ids::UnixNanos,
+        tool::Progress,
+        value::{Map, State},
+    };
 
     fn policy(json: serde_json::Value) -> CallPolicy {
         CallPolicy::of(&serde_json::from_value(json).expect("a definition"))
@@ -117,6 +129,47 @@ mod tests {
         let chosen = policy(json!({"name": "t", "retry": {"retry_on": ["timeout"]}})).retry;
         assert_eq!(chosen.expect("it says so").retry_on, [RetryOn::Timeout]);
         assert_eq!(policy(json!({"name": "t"})), *CallPolicy::none());
+    }
+
+    /// Says that half is done, and answers.
+    struct Half(ToolSpec);
+
+    #[async_trait]
+    impl Tool for Half {
+        fn spec(&self) -> &ToolSpec {
+            &self.0
+        }
+
+        fn effect(&self) -> Effect {
+            Effect::Pure
+        }
+
+        async fn call(&self, call: Call<'_>) -> Answer {
+            self.call_telling(call, &|_| {}).await
+        }
+
+        async fn call_telling(&self, _: Call<'_>, tell: Tell<'_>) -> Answer {
+            tell(Progress { done: 0.5, total: None, message: None });
+            Answer::success("done")
+        }
+    }
+
+    #[test]
+    fn a_tool_with_a_policy_still_tells_how_far_its_calls_are() {
+        let spec = ToolSpec { name: "t".into(), description: String::new(), parameters: json!({}).into() };
+        let tool = Governed::new(Arc::new(Half(spec)), CallPolicy::default());
+        let (args, state, heard) = (Map::new(), State::new(), Mutex::new(Vec::new()));
+        let call = Call {
+            id: "c",
+            args: &args,
+            state: &state,
+            now: UnixNanos(0),
+            idempotency_key: "k",
+            limit: None,
+        };
+        let tell = |progress: Progress| heard.lock().expect("nobody panics with it").push(progress.done);
+        assert_eq!(block_on(tool.call_telling(call, &tell)), Answer::success("done"));
+        assert_eq!(heard.into_inner().expect("nobody panics with it"), [0.5]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
     },
     limits::{CallPolicy, Governed},
     mcp::Servers,
-    memory::{self, Twin},
+    memory::{self, Outside, Twin},
     nats::{AllowedSubjects, NatsConfig, NoBroker, Requester, SubjectTool, Subjects},
     unusable::{Unusable, spec_of},
 };
@@ -71,34 +71,39 @@ impl Default for Config {
 /// All tools of the process; one HTTP client serves them.
 #[derive(Clone, Debug)]
 pub struct Toolbox {
-    outside: Outside,
+    reach: Reach,
     subjects: Subjects,
-    /// None where nothing outside is reached.
-    searcher: Option<Searcher>,
-    /// None where nothing outside is reached.
-    scripts: Option<Runners>,
     /// In whose name its tools ask for secrets.
     asker: Asker,
 }
 
-/// Who carries out the requests of HTTP tools.
+/// What its tools reach.
 #[derive(Clone, Debug)]
-enum Outside {
-    Http(Arc<HttpRequester>, Servers),
-    Memory(Arc<memory::Outside>),
+enum Reach {
+    Real(Arc<Real>),
+    Twin(Arc<Outside>),
+}
+
+/// Who carries out what tools do outside.
+#[derive(Debug)]
+struct Real {
+    requester: Arc<HttpRequester>,
+    servers: Servers,
+    searcher: Searcher,
+    scripts: Runners,
 }
 
 impl Toolbox {
     /// A toolbox under the operator's limits. Fails when the HTTP client cannot be made.
     pub fn new(config: Config) -> Result<Self, Error> {
-        let scripts = Some(Runners::new(&config.scripts));
+        let scripts = Runners::new(&config.scripts);
         let (nats, search, mcp) = (config.nats.clone(), config.search.clone(), config.mcp.clone());
         let requester = Arc::new(HttpRequester::new(config)?);
         let subjects = Subjects { requester: Arc::new(NoBroker), config: nats, calls: requester.calls() };
-        let searcher = Some(Searcher::new(search, requester.calls())?);
+        let searcher = Searcher::new(search, requester.calls())?;
         let servers = Servers::new(&mcp, &requester)?;
-        let asker = Asker::inline(&"".into());
-        Ok(Self { outside: Outside::Http(requester, servers), subjects, searcher, scripts, asker })
+        let real = Real { requester, servers, searcher, scripts };
+        Ok(Self { reach: Reach::Real(Arc::new(real)), subjects, asker: Asker::inline(&"".into()) })
     }
 
     /// The same, with a broker that carries the calls of NATS tools.
@@ -108,7 +113,7 @@ impl Toolbox {
     }
 
     /// A toolbox whose HTTP and NATS tools reach nothing but `outside`.
-    pub fn in_memory(outside: Arc<memory::Outside>) -> Self {
+    pub fn in_memory(outside: Arc<Outside>) -> Self {
         let limits = Config::default();
         let subjects = AllowedSubjects::new(vec![">".into()], Vec::new()).expect("it is a pattern");
         let subjects = Subjects {
@@ -116,8 +121,7 @@ impl Toolbox {
             config: NatsConfig { subjects, ..limits.nats },
             calls: Gate::new(Limited::ToolCalls, limits.max_concurrent),
         };
-        let asker = Asker::inline(&"".into());
-        Self { outside: Outside::Memory(outside), subjects, searcher: None, scripts: None, asker }
+        Self { reach: Reach::Twin(outside), subjects, asker: Asker::inline(&"".into()) }
     }
 
     /// The same toolbox, whose tools ask for secrets in the name of `asker`.
@@ -154,16 +158,19 @@ impl Toolbox {
         if name != WEB_SEARCH {
             return builtin(name);
         }
-        Some(match &self.searcher {
-            Some(searcher) => Arc::new(WebSearch::new(searcher.clone())),
-            None => Arc::new(SearchTwin::new()),
+        Some(match &self.reach {
+            Reach::Real(real) => Arc::new(WebSearch::new(real.searcher.clone())),
+            Reach::Twin(_) => Arc::new(SearchTwin::new()),
         })
     }
 
     /// The tool of a definition without mistakes.
     fn defined(&self, spec: ToolSpec, definition: &ToolDefinition) -> Option<SharedTool> {
         if let Some(runtime) = &definition.runtime {
-            let tool = self.scripts.as_ref().and_then(|scripts| scripts.tool(&spec, definition, runtime));
+            let tool = match &self.reach {
+                Reach::Real(real) => real.scripts.tool(&spec, definition, runtime),
+                Reach::Twin(_) => None,
+            };
             return Some(match tool {
                 Some(tool) => Arc::new(tool),
                 None => Arc::new(Unusable::script(spec, runtime)),
@@ -175,13 +182,12 @@ impl Toolbox {
         }
         let http = definition.http.as_ref()?;
         let effect = effect_of(definition, http);
-        let requester = match &self.outside {
-            Outside::Http(requester, _) => requester.clone(),
-            Outside::Memory(outside) => {
-                return Some(Arc::new(Twin::new(spec, effect, http, outside.clone())));
-            }
+        let real = match &self.reach {
+            Reach::Real(real) => real,
+            Reach::Twin(outside) => return Some(Arc::new(Twin::new(spec, effect, http, outside.clone()))),
         };
-        Some(match HttpTool::compile(spec.clone(), effect, http, (requester, self.asker.clone())) {
+        let sender = (real.requester.clone(), self.asker.clone());
+        Some(match HttpTool::compile(spec.clone(), effect, http, sender) {
             Ok(tool) => Arc::new(tool),
             Err(mistakes) => Arc::new(Unusable::mistaken(spec, mistakes)),
         })
@@ -193,33 +199,33 @@ impl Toolbox {
     /// `None` when the name stands for something else.
     pub fn offer(&self, name: &str, definitions: &IndexMap<Name, ToolDefinition>) -> Option<SharedOffer> {
         let definition = definitions.get(name);
-        match &self.outside {
-            Outside::Http(_, servers) => servers.offer((name, definition), &self.asker),
-            Outside::Memory(outside) => memory::offer(name, definition, outside),
+        match &self.reach {
+            Reach::Real(real) => real.servers.offer((name, definition), &self.asker),
+            Reach::Twin(outside) => memory::offer(name, definition, outside),
         }
     }
 
     /// Whether it can be said which MCP servers there are: an operator who has configured none may do so elsewhere.
     pub fn knows_mcp_servers(&self) -> bool {
-        match &self.outside {
-            Outside::Http(_, servers) => servers.has_any(),
-            Outside::Memory(_) => false,
+        match &self.reach {
+            Reach::Real(real) => real.servers.has_any(),
+            Reach::Twin(_) => false,
         }
     }
 
     /// Ends sessions with servers, and the programs that were started for them.
     pub async fn close(&self) {
-        match &self.outside {
-            Outside::Http(_, servers) => servers.close().await,
-            Outside::Memory(_) => {}
+        match &self.reach {
+            Reach::Real(real) => real.servers.close().await,
+            Reach::Twin(_) => {}
         }
     }
 
     /// The packages that a script needs and that are not installed; none when scripts of its language are not run here.
     pub async fn missing_packages(&self, runtime: &ToolRuntime) -> Result<Vec<String>, Error> {
-        match &self.scripts {
-            Some(scripts) => scripts.missing(runtime).await,
-            None => Ok(Vec::new()),
+        match &self.reach {
+            Reach::Real(real) => real.scripts.missing(runtime).await,
+            Reach::Twin(_) => Ok(Vec::new()),
         }
     }
 }

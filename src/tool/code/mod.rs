@@ -95,7 +95,6 @@ impl Default for ScriptConfig {
 }
 
 /// Runners by language.
-#[derive(Clone)]
 pub(super) struct Runners {
     python: Option<Arc<dyn CodeRunner>>,
     javascript: Option<Arc<dyn CodeRunner>>,

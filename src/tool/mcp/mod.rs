@@ -23,6 +23,7 @@ pub(super) use naming::Naming;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
 };
 
 use indexmap::IndexMap;
@@ -44,14 +45,14 @@ use server::{Link, Server};
 type Address = (String, String);
 
 /// All MCP servers of the process.
-#[derive(Clone)]
 pub(super) struct Servers {
-    named: Arc<IndexMap<String, Arc<Server>>>,
+    named: IndexMap<String, Arc<Server>>,
     /// Those of definitions, for as long as a definition that is kept names them.
-    addressed: Arc<Mutex<HashMap<Address, Weak<Server>>>>,
+    addressed: Mutex<HashMap<Address, Weak<Server>>>,
     requester: Arc<HttpRequester>,
     tracker: TaskTracker,
-    config: Arc<McpConfig>,
+    /// Most time that a session of a definition may take to begin.
+    connect_timeout: Duration,
 }
 
 impl std::fmt::Debug for Servers {
@@ -70,11 +71,11 @@ impl Servers {
             (name.clone(), Arc::new(Server::named(name, (server, link), config.connect_timeout, &tracker)))
         });
         Ok(Self {
-            named: Arc::new(named.collect()),
-            addressed: Arc::default(),
+            named: named.collect(),
+            addressed: Mutex::default(),
             requester: requester.clone(),
             tracker,
-            config: Arc::new(config.clone()),
+            connect_timeout: config.connect_timeout,
         })
     }
 
@@ -129,8 +130,8 @@ impl Servers {
         addressed.retain(|_, server| server.strong_count() > 0);
         let (requester, asker) = (self.requester.clone(), asker.clone());
         let link = Link::Defined { request: Box::new(request), requester, asker };
-        let limit = self.config.connect_timeout;
-        let server = Arc::new(Server::addressed(link, &self.requester, limit, &self.tracker));
+        let server = Server::addressed(link, &self.requester, self.connect_timeout, &self.tracker);
+        let server = Arc::new(server);
         addressed.insert(address, Arc::downgrade(&server));
         Ok(server)
     }
