@@ -48,10 +48,12 @@ async fn metrics_that_alerts_and_panels_name_are_exposed_after_a_run() -> Result
     let world = World::start().await?;
     let executor = world.executor_with(&[("OPENAI_RPM", "600")]).await?;
     world.run(&request("fine", &deep_agent(0), "go")).await?;
-    let failing = orchestrator(json!([
-        { "tool_calls": [{ "id": "c1", "name": "nobody", "args": {} }] },
+    let mut failing = orchestrator(json!([
+        { "tool_calls": [{ "id": "c1", "name": "reach", "args": {} }] },
         { "text": "", "fail": { "times": 9, "status": 400, "message": "no" } }
     ]));
+    failing["tool_definitions"] = json!([{ "name": "reach", "http": { "url": "http://127.0.0.1:1/" } }]);
+    failing["nodes"][0]["tools"] = json!(["reach"]);
     let failed = world.run(&request("failing", &failing, "go")).await?;
     ensure!(failed["type"] == "dev.my-platform.agent.failed", "{failed}");
     // Limits are shared beside the jobs.
