@@ -25,6 +25,11 @@ const MAX_MISTAKES: usize = 50;
 const MAX_SCHEMA_BYTES: usize = 256 << 10;
 /// Largest compiled pattern in bytes.
 const MAX_PATTERN_BYTES: usize = 1 << 20;
+/// Largest schema, as text, that is kept compiled: that takes about ten times as much, and a process keeps a thousand
+/// graphs. Schemas that people write by hand are smaller.
+const MAX_KEPT_BYTES: usize = 8 << 10;
+/// Keywords whose values are compiled to something much larger than they are.
+const LARGE_WHEN_COMPILED: [&str; 2] = ["pattern", "patternProperties"];
 /// Most subschemas of one schema with its references written out: a chain of definitions that each name the
 /// next one twice is short, and takes exponentially long to check.
 const MAX_UNFOLDED: u64 = 20_000;
@@ -43,6 +48,8 @@ pub struct Schema {
     json: Arc<Json>,
     validator: Validator,
     is_recursive: bool,
+    /// Bytes of its text.
+    size: usize,
 }
 
 impl Schema {
@@ -68,7 +75,7 @@ impl Schema {
             .with_pattern_options(PatternOptions::regex().size_limit(MAX_PATTERN_BYTES))
             .build(schema)
             .map_err(|error| format!("is no valid JSON Schema: {}", wrong_schema(&error)))?;
-        Ok(Self { json: schema.clone(), validator, is_recursive: unfolded.is_recursive })
+        Ok(Self { json: schema.clone(), validator, is_recursive: unfolded.is_recursive, size })
     }
 
     /// What is wrong with `value`: one sentence per mistake, with the JSON pointer of its place in front.
@@ -113,13 +120,14 @@ impl Schema {
     }
 }
 
-/// A JSON Schema as it was written, and compiled when it is first needed: once for all who share it.
+/// A JSON Schema as it was written, and compiled when it is first needed: once for all who share it, unless that would
+/// be too much to keep.
 #[derive(Clone)]
 pub struct SharedSchema(Arc<Written>);
 
 struct Written {
     json: Arc<Json>,
-    compiled: OnceLock<Result<Schema, String>>,
+    compiled: OnceLock<Arc<Schema>>,
 }
 
 impl SharedSchema {
@@ -129,15 +137,32 @@ impl SharedSchema {
     }
 
     /// Compiled, or what is wrong with it.
-    pub fn compiled(&self) -> Result<&Schema, &str> {
-        let compiled = self.0.compiled.get_or_init(|| Schema::of(&self.0.json));
-        compiled.as_ref().map_err(String::as_str)
+    pub fn compiled(&self) -> Result<Arc<Schema>, String> {
+        if let Some(kept) = self.0.compiled.get() {
+            return Ok(kept.clone());
+        }
+        let schema = Arc::new(Schema::of(&self.0.json)?);
+        if schema.size > MAX_KEPT_BYTES || names_any(&self.0.json, &LARGE_WHEN_COMPILED) {
+            return Ok(schema);
+        }
+        Ok(self.0.compiled.get_or_init(|| schema).clone())
     }
 }
 
 impl From<Json> for SharedSchema {
     fn from(json: Json) -> Self {
         Self(Arc::new(Written { json: Arc::new(json), compiled: OnceLock::new() }))
+    }
+}
+
+/// Whether a field at any depth has one of these names, be it a keyword or not.
+fn names_any(json: &Json, names: &[&str]) -> bool {
+    match json {
+        Json::Object(fields) => {
+            fields.iter().any(|(name, value)| names.contains(&name.as_str()) || names_any(value, names))
+        }
+        Json::Array(items) => items.iter().any(|item| names_any(item, names)),
+        Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => false,
     }
 }
 
@@ -348,10 +373,27 @@ mod tests {
         let other = schema.clone();
         let compiled = schema.compiled().expect("valid");
         assert_eq!(compiled.check(&json!("x")), ["(root): must be a whole number, is a text"]);
-        assert!(std::ptr::eq(compiled, other.compiled().expect("valid")));
+        assert!(Arc::ptr_eq(&compiled, &other.compiled().expect("valid")));
         assert_eq!(schema, json!({"type": "integer"}).into());
         let wrong = SharedSchema::from(json!(1));
         assert_eq!(wrong.compiled().expect_err("refused"), "must be a JSON Schema, an object; is a number");
+    }
+
+    #[test]
+    fn what_is_large_when_compiled_is_not_kept() {
+        let fields = |count: usize| -> serde_json::Map<_, _> {
+            (0..count).map(|n| (format!("field_{n}"), json!({"type": "string"}))).collect()
+        };
+        for (schema, is_kept) in [
+            (json!({"properties": fields(10)}), true),
+            (json!({"properties": fields(1_000)}), false),
+            (json!({"prefixItems": [{"properties": {"name": {"pattern": "^\\w{1,30}$"}}}]}), false),
+            (json!({"patternProperties": {"^\\w{1,30}$": {"type": "string"}}}), false),
+        ] {
+            let shared = SharedSchema::from(schema);
+            let twice = [shared.compiled().expect("valid"), shared.compiled().expect("valid")];
+            assert_eq!(Arc::ptr_eq(&twice[0], &twice[1]), is_kept, "{:.100}", shared.json().to_string());
+        }
     }
 
     #[test]

@@ -102,7 +102,7 @@ fn value(node: &ModelNode, text: &str) -> Result<Value, Vec<String>> {
     let json: Json = serde_json::from_str(text).map_err(|_| vec!["it is not JSON".to_owned()])?;
     let mut problems = match schema.compiled() {
         Ok(schema) => schema.check(&json),
-        Err(wrong) => vec![wrong.to_owned()],
+        Err(wrong) => vec![wrong],
     };
     let value = Value::from(json);
     if pregel::is_overwriting(&value) {

@@ -60,11 +60,11 @@ async fn choose(scope: &Scope, task: TaskView<'_>, node: &RouterNode) -> Result<
     request.system_prompt = Some(format!("{own}{}", node.instructions));
     let mut request = Arc::new(request);
     let schema = node.call.output_schema.clone().unwrap_or_else(|| Json::Bool(true).into());
-    let schema = schema.compiled().map_err(|wrong| Error::Output(wrong.to_owned()))?;
+    let schema = schema.compiled().map_err(Error::Output)?;
     let mut problems = String::new();
     for number in 0..=CORRECTIONS {
         let answer = asking::ask(scope, task, request.clone()).await?;
-        match read(schema, &answer.reply.text) {
+        match read(&schema, &answer.reply.text) {
             Ok(choice) => return Ok(choice),
             Err(wrong) => problems = wrong,
         }
