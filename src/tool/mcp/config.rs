@@ -78,18 +78,30 @@ pub enum McpLink {
     },
 }
 
-/// Words in the names of variables and headers whose values are secrets. A name too many costs little: only values
-/// that stand in texts by no chance are looked for everywhere.
-const SECRET_WORDS: [&str; 9] = ["KEY", "TOKEN", "SECRET", "PASS", "_PWD", "CRED", "AUTH", "DSN", "COOKIE"];
+/// How the last word in the name of a variable or a header ends when its value is a secret. A name too many is harm
+/// too: its value is taken out of the texts of all jobs.
+const SECRET_ENDS: [&str; 11] = [
+    "PASSWORD",
+    "PASSWD",
+    "PASSPHRASE",
+    "TOKEN",
+    "SECRET",
+    "APIKEY",
+    "CREDENTIAL",
+    "CREDENTIALS",
+    "COOKIE",
+    "AUTHORIZATION",
+    "DSN",
+];
+/// The same, when the last word is no more than this.
+const SECRET_WORDS: [&str; 9] = ["KEY", "KEYS", "TOKENS", "SECRETS", "PASS", "PAT", "CRED", "CREDS", "AUTH"];
 
 impl McpLink {
     /// The secrets among variables or headers: values whose names say so, the last word of those, which stands behind the
     /// word for the kind of secret, and the passwords in addresses.
     pub fn secrets_among<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> Vec<String> {
         let of_pair = |(name, value): (&str, &str)| {
-            let name = name.to_ascii_uppercase();
-            let is_secret = SECRET_WORDS.iter().any(|word| name.contains(word));
-            let named = is_secret.then(|| [value, value.rsplit(' ').next().unwrap_or(value)]);
+            let named = names_a_secret(name).then(|| [value, value.rsplit(' ').next().unwrap_or(value)]);
             let named = named.into_iter().flatten().map(str::to_owned);
             named.chain(passwords_in(value)).collect::<Vec<_>>()
         };
@@ -106,6 +118,15 @@ impl McpLink {
         }
         HeaderValue::from_str(value).err().map(|_| format!("has a value of {name:?} that no header can have"))
     }
+}
+
+fn names_a_secret(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    let mut words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let Some(last) = words.next_back() else { return false };
+    // `PWD` alone is the folder a program stands in.
+    let is_password = last == "PWD" && words.next().is_some();
+    is_password || SECRET_WORDS.contains(&last) || SECRET_ENDS.iter().any(|end| last.ends_with(end))
 }
 
 #[cfg(test)]
@@ -130,6 +151,9 @@ mod tests {
         }
         assert_eq!(found("Authorization", "Bearer hunter2"), ["Bearer hunter2", "hunter2"]);
         assert_eq!(found("DATABASE_URI", "postgres://u:hunter%262@h/db"), ["hunter%262", "hunter&2"]);
+        for name in ["GIT_AUTHOR_EMAIL", "KEYCLOAK_URL", "SSH_AUTH_SOCK", "TOKENIZER_PATH", "COMPASS_HOST"] {
+            assert_eq!(found(name, "/some/where"), [""; 0], "{name}");
+        }
         for (name, value) in
             [("PWD", "/data"), ("HOME", "/root"), ("X-Team", "data"), ("SITE", "https://u@a.org/")]
         {

@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -125,8 +125,6 @@ pub(super) struct Server {
     state: Mutex<State>,
     /// Counts the sessions.
     sessions: AtomicU64,
-    /// Calls in a row that took too long.
-    late: AtomicU32,
 }
 
 #[derive(Default)]
@@ -157,7 +155,6 @@ impl Server {
             turn: Semaphore::new(1),
             state: Mutex::default(),
             sessions: AtomicU64::default(),
-            late: AtomicU32::default(),
         }
     }
 
@@ -185,7 +182,6 @@ impl Server {
             turn: Semaphore::new(1),
             state: Mutex::default(),
             sessions: AtomicU64::default(),
-            late: AtomicU32::default(),
         }
     }
 
@@ -322,30 +318,34 @@ impl Server {
         call: &Call<'_>,
         tell: Tell<'_>,
     ) -> Answer {
-        let limit = call.limit.unwrap_or(Duration::MAX).min(self.call_timeout);
+        // The caller's limit is for all of it; the server's own begins once there is a session.
+        let ends = call.limit.map(|limit| Instant::now() + limit);
+        let until = |limit: Duration| {
+            let own = Instant::now() + limit;
+            ends.map_or(own, |ends| ends.min(own))
+        };
+        let limit = call.limit.map_or(self.call_timeout, |limit| limit.min(self.call_timeout));
         let mut made = 0;
         loop {
-            let session = match timeout(self.connect_timeout, Box::pin(self.session())).await {
+            let begun = timeout_at(until(self.connect_timeout), Box::pin(self.session())).await;
+            let session = match begun {
                 Ok(Ok(session)) => session,
                 Ok(Err(error)) => return error.into(),
-                Err(_) => return self.unavailable("others wait for it to begin a session".to_owned()).into(),
+                Err(_) => return self.unavailable("no session has begun in time".to_owned()).into(),
             };
             made += 1;
-            // What was before is no time of the call: nothing has been sent yet.
-            let until = Instant::now() + limit;
+            let until = until(self.call_timeout);
             let asked = session.call((tool, arguments.clone()), call.idempotency_key, tell);
             let answered = timeout_at(until, asked).await;
             if answered.is_ok() {
-                self.late.store(0, Ordering::Release);
+                session.is_answering();
             }
             let error = match answered {
                 Ok(Ok(result)) => return answer::answer(&result, &session.redaction()),
                 Ok(Err(error)) => error,
                 Err(_) => {
                     // A program that answers nothing any more is begun anew; calls that it still works on keep it.
-                    let late = self.late.fetch_add(1, Ordering::AcqRel) + 1;
-                    if late >= STUCK && !session.is_over_http() {
-                        self.late.store(0, Ordering::Release);
+                    if session.is_late() >= STUCK && !session.is_over_http() {
                         self.forget(&session, "it has answered none of the last calls in time");
                     }
                     return Error::Timeout(limit).into();
@@ -379,11 +379,22 @@ fn may_be_over(session: &Session, error: &ServiceError) -> bool {
     session.is_over_http() && SESSION_CODES.contains(&error.code.0)
 }
 
-/// The secrets among what a server is given.
+/// What a server is given and must not send back: the secrets in its environment, or all its headers, with the last
+/// words of those, behind the word for the kind of secret.
 fn secrets_of(link: &McpLink) -> Vec<String> {
-    let (McpLink::Process { environment: pairs, .. } | McpLink::Http { headers: pairs, .. }) = link;
-    let pairs = pairs.iter().map(|(name, value)| (name.as_str(), value.expose_secret()));
-    let mut secrets = McpLink::secrets_among(pairs);
+    let mut secrets = match link {
+        McpLink::Process { environment, .. } => {
+            let pairs = environment.iter().map(|(name, value)| (name.as_str(), value.expose_secret()));
+            McpLink::secrets_among(pairs)
+        }
+        McpLink::Http { headers, .. } => {
+            let values = headers.values().map(|value| value.expose_secret());
+            values
+                .flat_map(|value| [value, value.rsplit(' ').next().unwrap_or(value)])
+                .map(str::to_owned)
+                .collect()
+        }
+    };
     secrets.retain(|secret| secret.len() >= MIN_SECRET_BYTES);
     secrets
 }

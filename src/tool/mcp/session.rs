@@ -2,7 +2,15 @@
 //!
 //! **Invariant:** a call that nobody waits for any more is cancelled at the server.
 
-use std::{collections::HashMap, future::pending, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use indexmap::IndexMap;
 use reqwest::{
@@ -67,6 +75,8 @@ pub(super) struct Session {
     process: Option<Process>,
     /// The secrets that the server was given.
     secrets: Option<Arc<Values>>,
+    /// Calls in a row that have taken too long.
+    late: AtomicU32,
     tracker: TaskTracker,
 }
 
@@ -84,9 +94,14 @@ impl Session {
         let ear = Ear::new();
         let transport = AsyncRwTransport::new(output, input).with_max_line_length(MAX_MESSAGE_BYTES);
         match Box::pin(ear.clone().serve(transport)).await {
-            Ok(service) => {
-                Ok(Self { service, ear, process: Some(process), secrets, tracker: tracker.clone() })
-            }
+            Ok(service) => Ok(Self {
+                service,
+                ear,
+                process: Some(process),
+                secrets,
+                late: AtomicU32::default(),
+                tracker: tracker.clone(),
+            }),
             Err(error) => {
                 let said = process.complaint().await.map(|said| format!("; it said: {said}"));
                 Err(format!("{}{}", failure::refused_session(&error), said.unwrap_or_default()))
@@ -117,7 +132,14 @@ impl Session {
         let transport = StreamableHttpClientTransport::with_client(Wire(client), config);
         let ear = Ear::new();
         match Box::pin(ear.clone().serve(transport)).await {
-            Ok(service) => Ok(Self { service, ear, process: None, secrets, tracker: tracker.clone() }),
+            Ok(service) => Ok(Self {
+                service,
+                ear,
+                process: None,
+                secrets,
+                late: AtomicU32::default(),
+                tracker: tracker.clone(),
+            }),
             Err(error) => Err(failure::refused_session(&error)),
         }
     }
@@ -144,6 +166,16 @@ impl Session {
             None => None,
         };
         said.map_or_else(|| why.clone(), |said| format!("{why}; among its last words: {said}"))
+    }
+
+    /// A call has been answered.
+    pub(super) fn is_answering(&self) {
+        self.late.store(0, Ordering::Release);
+    }
+
+    /// One more call has taken too long; how many did in a row.
+    pub(super) fn is_late(&self) -> u32 {
+        self.late.fetch_add(1, Ordering::AcqRel) + 1
     }
 
     /// Whether the server has said that its tools are others now.

@@ -175,6 +175,26 @@ async fn a_program_that_lets_the_limits_of_callers_pass_is_started_again() {
     toolbox.close().await;
 }
 
+#[tokio::test]
+async fn the_limit_of_a_caller_holds_while_a_program_begins_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mark = folder.path().join("begun").display().to_string();
+    let script = root().join("tests/fixtures/mcp/server.py").display().to_string();
+    // It begins once; then it starts, and says nothing.
+    let once = r#"[ ! -e "$MARK" ] || exec sleep 600; touch "$MARK"; exec python3 -B "$SCRIPT""#;
+    let toolbox = toolbox([("odd", program("sh", &["-c", once], &[("MARK", &mark), ("SCRIPT", &script)]))]);
+    let tools = listed(&named(&toolbox, "mcp:odd")).await;
+    assert_eq!(call(&find(&tools, "odd__die"), json!({})).await.outcome, CallOutcome::Unknown);
+    let limit = Some(Duration::from_millis(100));
+    let call = call_within(limit, (&find(&tools, "odd__request"), json!({})), &|_| {}).await;
+    assert_eq!(
+        call.content,
+        "TOOL_MCP_UNAVAILABLE: the MCP server 'odd' is not available: no session has begun in time"
+    );
+    assert_eq!(call.outcome, CallOutcome::NotMade);
+    toolbox.close().await;
+}
+
 async fn wait_for(holds: impl Fn() -> bool) {
     let until = Instant::now() + WITHIN;
     while !holds() {
