@@ -185,11 +185,18 @@ class EveryValuesFile(unittest.TestCase):
                          ("268435456", "5", "true"))
 
     def test_limits_of_models_are_divided_among_the_most_pods_there_may_be(self):
-        def parts(*settings):
-            return checks.of_kind(checks.render(settings=settings), "ConfigMap")[0]["data"]["MODEL_LIMIT_PARTS"]
+        def parts(*settings, files=()):
+            files = [checks.CHART / f"values-{name}.yaml" for name in files]
+            return checks.of_kind(checks.render(files, settings), "ConfigMap")[0]["data"]["MODEL_LIMIT_PARTS"]
         self.assertEqual(parts("keda.enabled=true", "keda.maxReplicas=7"), "7")
         self.assertEqual(parts("keda.enabled=false", "replicas=3"), "3")
         self.assertEqual(parts("config.MODEL_LIMIT_PARTS=12"), "12")
+        # Nobody runs, and still the migration reads the settings.
+        self.assertEqual(parts("keda.enabled=false", "replicas=0"), "1")
+        # While a second release runs, both share the limits.
+        first = int(parts(files=["prod"]))
+        self.assertEqual(parts(files=["prod", "canary"]), str(first + 1))
+        self.assertEqual(parts(files=["prod", "green"]), str(2 * first))
 
     def test_the_program_takes_its_settings(self):
         for name, documents in self.rendered.items():

@@ -108,7 +108,7 @@ limits:
     "NATS_ACK_WAIT_SECONDS" (toString .Values.nats.ackWaitSeconds)
     "NATS_PROVISION" (ternary "true" "false" (eq .Values.nats.provision "self"))
     "SHUTDOWN_GRACE_SECONDS" (toString .Values.shutdownGraceSeconds)
-    "MODEL_LIMIT_PARTS" (toString (int (ternary .Values.keda.maxReplicas .Values.replicas .Values.keda.enabled)))
+    "MODEL_LIMIT_PARTS" (toString (max 1 (int (ternary .Values.keda.maxReplicas .Values.replicas .Values.keda.enabled))))
 -}}
 {{- if $size.jobs -}}
 {{- $_ := set $settings "MAX_CONCURRENT_JOBS" (toString (int $size.jobs)) -}}
