@@ -1,4 +1,6 @@
 //! What went wrong with a server, in words, and whether it can have done what was asked.
+//!
+//! **Invariant:** the text of somebody else's error loses its secrets before it is shortened; a cut hides none.
 
 use std::error::Error as StdError;
 
@@ -9,7 +11,7 @@ use rmcp::{
 };
 
 use super::wire::UNKNOWN_SESSION;
-use crate::tool::shorten;
+use crate::tool::{http::Redaction, shorten};
 
 /// Characters of the text of somebody else's error.
 const MAX_CAUSE_CHARS: usize = 500;
@@ -28,13 +30,13 @@ pub(super) enum Fate {
     Unknown(String),
 }
 
-/// What became of a request that ended with `error`.
-pub(super) fn fate(error: &ServiceError) -> Fate {
+/// What became of a request that ended with `error`, without secrets.
+pub(super) fn fate(error: &ServiceError, redaction: &Redaction) -> Fate {
     if let ServiceError::McpError(error) = error {
-        return Fate::Refused(refusal(error));
+        return Fate::Refused(refusal(error, redaction));
     }
     if let ServiceError::TransportSend(error) = error {
-        return sent(error);
+        return sent(error, redaction);
     }
     if matches!(error, ServiceError::TransportClosed) {
         return Fate::Unknown("the connection was closed before the answer came".into());
@@ -42,10 +44,11 @@ pub(super) fn fate(error: &ServiceError) -> Fate {
     if matches!(error, ServiceError::UnexpectedResponse | ServiceError::InputRequiredRoundsExceeded { .. }) {
         return Fate::Refused("it wants something that this executor does not offer".into());
     }
-    Fate::Unknown(cause(error))
+    Fate::Unknown(cause(error, redaction))
 }
 
-fn sent(error: &DynamicTransportError) -> Fate {
+fn sent(error: &DynamicTransportError, redaction: &Redaction) -> Fate {
+    let cause = |error: &(dyn StdError + 'static)| cause(error, redaction);
     let Some(http) = error.error.downcast_ref::<StreamableHttpError<reqwest::Error>>() else {
         return Fate::Unknown(cause(&*error.error));
     };
@@ -72,8 +75,8 @@ fn is_turned_away(text: &str) -> bool {
     ["HTTP 3", "HTTP 4", UNKNOWN_SESSION].iter().any(|start| text.starts_with(start))
 }
 
-/// Why there is no session.
-pub(super) fn refused_session(error: &ClientInitializeError) -> String {
+/// Why there is no session, without secrets.
+pub(super) fn refused_session(error: &ClientInitializeError, redaction: &Redaction) -> String {
     const CLOSED: &str = "it closed the connection before it answered";
     if let ClientInitializeError::TransportError { error, .. } = error {
         let is_closed = |error: &(dyn StdError + 'static)| {
@@ -83,29 +86,26 @@ pub(super) fn refused_session(error: &ClientInitializeError) -> String {
         let mut causes = std::iter::successors(Some(&*error.error as &(dyn StdError + 'static)), |error| {
             (*error).source()
         });
-        return if causes.any(is_closed) { CLOSED.to_owned() } else { cause(&*error.error) };
+        return if causes.any(is_closed) { CLOSED.to_owned() } else { cause(&*error.error, redaction) };
     }
     if let ClientInitializeError::JsonRpcError(error) = error {
-        return refusal(error);
+        return refusal(error, redaction);
     }
     if let ClientInitializeError::ConnectionClosed(_) = error {
         return CLOSED.to_owned();
     }
-    cause(error)
+    cause(error, redaction)
 }
 
-fn refusal(error: &ErrorData) -> String {
-    format!(
-        "the server answered with the error {}: {}",
-        error.code.0,
-        shorten(error.message.to_string(), MAX_CAUSE_CHARS)
-    )
+fn refusal(error: &ErrorData, redaction: &Redaction) -> String {
+    let message = shorten(redaction.apply(error.message.to_string()), MAX_CAUSE_CHARS);
+    format!("the server answered with the error {}: {message}", error.code.0)
 }
 
 /// The innermost cause; those around it quote addresses.
-pub(super) fn cause(error: &(dyn StdError + 'static)) -> String {
+fn cause(error: &(dyn StdError + 'static), redaction: &Redaction) -> String {
     let root = std::iter::successors(Some(error), |error| (*error).source()).last();
-    shorten(root.map(ToString::to_string).unwrap_or_default(), MAX_CAUSE_CHARS)
+    shorten(redaction.apply(root.map(ToString::to_string).unwrap_or_default()), MAX_CAUSE_CHARS)
 }
 
 #[cfg(test)]
@@ -117,7 +117,7 @@ mod tests {
     fn fate_of(error: Http) -> Fate {
         let error =
             DynamicTransportError::from_parts("http", std::any::TypeId::of::<Http>(), Box::new(error));
-        fate(&ServiceError::TransportSend(error))
+        fate(&ServiceError::TransportSend(error), &Redaction::with(None))
     }
 
     #[test]
@@ -129,8 +129,9 @@ mod tests {
         assert!(matches!(fate_of(Http::SessionExpired), Fate::NotMade(_)));
         assert!(matches!(odd("could not parse JSON response"), Fate::Unknown(_)));
         assert!(matches!(fate_of(Http::UnexpectedEndOfStream), Fate::Unknown(_)));
-        assert!(matches!(fate(&ServiceError::TransportClosed), Fate::Unknown(_)));
-        let refused = fate(&ServiceError::McpError(ErrorData::invalid_params("no", None)));
+        let none = Redaction::with(None);
+        assert!(matches!(fate(&ServiceError::TransportClosed, &none), Fate::Unknown(_)));
+        let refused = fate(&ServiceError::McpError(ErrorData::invalid_params("no", None)), &none);
         assert_eq!(refused, Fate::Refused("the server answered with the error -32602: no".into()));
     }
 }

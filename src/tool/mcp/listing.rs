@@ -1,4 +1,6 @@
 //! The tools a server lists, as far as they can be called.
+//!
+//! **Invariant:** nothing of a listing has a secret in it that the server was given.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -7,7 +9,7 @@ use serde_json::Value as Json;
 
 use crate::{
     graph::{Effect, SharedSchema},
-    tool::shorten,
+    tool::{http::Redaction, shorten},
 };
 
 /// Most tools of one server. Models choose badly among a hundred; this is where a list is a mistake.
@@ -26,7 +28,7 @@ const MAX_NAMED: usize = 50;
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Listing {
     pub(super) tools: Vec<Arc<Listed>>,
-    /// Names of those that cannot be called, and why.
+    /// Names of those that cannot be called, without secrets, and why.
     unusable: Vec<(String, String)>,
 }
 
@@ -43,8 +45,9 @@ pub(super) struct Listed {
 }
 
 impl Listing {
-    /// What `tools` come to, of which only `allowed` may be used, or all if that is empty.
-    pub(super) fn of(tools: Vec<Tool>, allowed: &[String]) -> Self {
+    /// What `tools` come to, of which only `allowed` may be used, or all if that is empty. A server may say a secret
+    /// here as well.
+    pub(super) fn of(tools: Vec<Tool>, allowed: &[String], redaction: &Redaction) -> Self {
         let mut listing = Self::default();
         let mut met = HashSet::new();
         for tool in tools {
@@ -53,9 +56,10 @@ impl Listing {
             if !is_allowed || !met.insert(name.clone()) {
                 continue;
             }
-            match listed(&tool) {
+            match listed(&tool, redaction) {
                 Ok(tool) => listing.tools.push(Arc::new(tool)),
                 Err(why) => {
+                    let (name, why) = (redaction.apply(name), redaction.apply(why));
                     tracing::warn!(
                         tool = name,
                         why,
@@ -84,13 +88,23 @@ impl Listing {
     }
 }
 
-fn listed(tool: &Tool) -> Result<Listed, String> {
+/// A tool without secrets; fails with why it cannot be called.
+fn listed(tool: &Tool, redaction: &Redaction) -> Result<Listed, String> {
+    let has_secret = |text: &str| redaction.apply(text.to_owned()) != text;
+    // Without the secret it would be another name, which the server does not know.
+    if has_secret(&tool.name) {
+        return Err("its name has a secret in it".to_owned());
+    }
     let parameters = Json::Object((*tool.input_schema).clone());
-    let size = parameters.to_string().len();
+    let text = parameters.to_string();
+    let size = text.len();
     if size > MAX_SCHEMA_BYTES {
         return Err(format!(
             "the schema of its arguments has {size} bytes, at most {MAX_SCHEMA_BYTES} are allowed"
         ));
+    }
+    if has_secret(&text) {
+        return Err("the schema of its arguments has a secret in it".to_owned());
     }
     let parameters = SharedSchema::from(parameters);
     parameters.compiled().map_err(|why| format!("the schema of its arguments {why}"))?;
@@ -98,7 +112,7 @@ fn listed(tool: &Tool) -> Result<Listed, String> {
     let described = described.or(tool.title.as_deref()).unwrap_or_default();
     Ok(Listed {
         name: tool.name.to_string(),
-        description: shorten(described.to_owned(), MAX_DESCRIPTION_CHARS),
+        description: shorten(redaction.apply(described.to_owned()), MAX_DESCRIPTION_CHARS),
         parameters,
         hinted: hinted(tool.annotations.as_ref()),
     })
@@ -143,8 +157,9 @@ mod tests {
     fn what_cannot_be_called_is_left_out_and_says_why() {
         let schema = |schema: Json| json!({"name": "bad", "inputSchema": schema});
         let good = json!({"name": "good", "title": "Good", "inputSchema": {"type": "object"}});
+        let none = Redaction::with(None);
         let why = |bad: Json| {
-            let listing = Listing::of(vec![tool(good.clone()), tool(bad)], &[]);
+            let listing = Listing::of(vec![tool(good.clone()), tool(bad)], &[], &none);
             assert_eq!(listing.tools.len(), 1);
             assert_eq!(listing.get("good").map(|tool| tool.description.as_str()), Some("Good"));
             listing.why_not("bad")
@@ -157,7 +172,7 @@ mod tests {
         );
         let again = json!({"name": "good", "title": "Again", "inputSchema": {"type": "object"}});
         assert_eq!(why(again), "; its tools: good");
-        let allowed = Listing::of(vec![tool(good.clone())], &["other".into()]);
+        let allowed = Listing::of(vec![tool(good.clone())], &["other".into()], &none);
         assert_eq!(allowed, Listing::default());
     }
 }

@@ -242,7 +242,7 @@ impl Server {
             tries -= 1;
             match session.tools().await {
                 Ok(tools) => {
-                    let listing = Arc::new(Listing::of(tools, &self.allowed));
+                    let listing = Arc::new(Listing::of(tools, &self.allowed, &session.redaction()));
                     self.state().listing = Some((listing.clone(), number));
                     return Ok(listing);
                 }
@@ -355,7 +355,7 @@ impl Server {
                 self.forget(&session, "a call failed");
             }
             let told = |why| session.redaction().apply(why);
-            match fate(&error) {
+            match fate(&error, &session.redaction()) {
                 Fate::NotMade(_) if made < SESSIONS => {}
                 Fate::Refused(why) => return Error::Failed(told(why)).into(),
                 Fate::NotMade(why) => return self.unavailable(told(session.explained(why).await)).into(),

@@ -104,7 +104,8 @@ impl Session {
             }),
             Err(error) => {
                 let said = process.complaint().await.map(|said| format!("; it said: {said}"));
-                Err(format!("{}{}", failure::refused_session(&error), said.unwrap_or_default()))
+                let why = failure::refused_session(&error, &Redaction::with(secrets.as_ref()));
+                Err(format!("{why}{}", said.unwrap_or_default()))
             }
         }
     }
@@ -140,7 +141,7 @@ impl Session {
                 late: AtomicU32::default(),
                 tracker: tracker.clone(),
             }),
-            Err(error) => Err(failure::refused_session(&error)),
+            Err(error) => Err(failure::refused_session(&error, &Redaction::with(secrets.as_ref()))),
         }
     }
 
@@ -190,7 +191,8 @@ impl Session {
         for _ in 0..MAX_PAGES {
             let page =
                 cursor.take().map(|cursor| PaginatedRequestParams::default().with_cursor(Some(cursor)));
-            let page = self.service.list_tools(page).await.map_err(|error| match failure::fate(&error) {
+            let page = self.service.list_tools(page).await;
+            let page = page.map_err(|error| match failure::fate(&error, &self.redaction()) {
                 failure::Fate::Refused(why) | failure::Fate::NotMade(why) | failure::Fate::Unknown(why) => {
                     why
                 }
