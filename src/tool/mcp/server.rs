@@ -31,7 +31,10 @@ use super::{
 use crate::{
     graph::Effect,
     secrets::Asker,
-    telemetry::{Gate, scrub::Values},
+    telemetry::{
+        Gate,
+        scrub::{Values, is_recognisable},
+    },
     tool::{
         Answer, Call, Error, Tell,
         http::{Admitted, HttpRequester, Redaction, RequestTemplate},
@@ -379,22 +382,16 @@ fn may_be_over(session: &Session, error: &ServiceError) -> bool {
     session.is_over_http() && SESSION_CODES.contains(&error.code.0)
 }
 
-/// What a server is given and must not send back: the secrets in its environment, or all its headers, with the last
-/// words of those, behind the word for the kind of secret.
+/// What a server is given and must not send back: the secrets in its environment or its headers, and all headers that
+/// stand in texts by no chance.
 fn secrets_of(link: &McpLink) -> Vec<String> {
-    let mut secrets = match link {
-        McpLink::Process { environment, .. } => {
-            let pairs = environment.iter().map(|(name, value)| (name.as_str(), value.expose_secret()));
-            McpLink::secrets_among(pairs)
-        }
-        McpLink::Http { headers, .. } => {
-            let values = headers.values().map(|value| value.expose_secret());
-            values
-                .flat_map(|value| [value, value.rsplit(' ').next().unwrap_or(value)])
-                .map(str::to_owned)
-                .collect()
-        }
-    };
+    let (McpLink::Process { environment: pairs, .. } | McpLink::Http { headers: pairs, .. }) = link;
+    let pairs = pairs.iter().map(|(name, value)| (name.as_str(), value.expose_secret()));
+    let mut secrets = McpLink::secrets_among(pairs);
+    if let McpLink::Http { headers, .. } = link {
+        let values = headers.values().map(|value| value.expose_secret().to_owned());
+        secrets.extend(values.filter(|value| is_recognisable(value)));
+    }
     secrets.retain(|secret| secret.len() >= MIN_SECRET_BYTES);
     secrets
 }
