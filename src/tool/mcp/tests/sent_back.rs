@@ -25,10 +25,10 @@ fn offer(toolbox: &Toolbox, server: &Server) -> SharedOffer {
 /// Longer than `SECRET`, and nothing of it stands in an honest text.
 const LONG: &str = "QXQXQXQXQXQXQXQXQXQX";
 
-/// Characters of an error before the secret, so that the 500th is within it.
-const BEFORE: usize = 490;
+/// How often an error repeats it, so that its 500th character is within one of them.
+const REPEATS: usize = 40;
 
-/// The same of a description, which is cut at its 8000th.
+/// Characters of a description before it, so that the 8000th is within it.
 const BEFORE_IN_DESCRIPTION: usize = 7_990;
 
 /// A server that greets and gives `answer` to any other request: a result, or an error.
@@ -93,7 +93,7 @@ async fn no_text_of_a_server_shows_a_secret_of_a_definition_however_short_it_is(
 
 /// The error of a server that repeats the secret where texts are cut.
 fn crossing() -> Json {
-    json!({"code": -32_602, "message": format!("{}{LONG}", "x".repeat(BEFORE))})
+    json!({"code": -32_602, "message": format!("headers: {}", LONG.repeat(REPEATS))})
 }
 
 #[tokio::test]
@@ -122,7 +122,7 @@ async fn a_cause_that_is_cut_within_a_secret_shows_nothing_of_it() {
     .await;
     let toolbox = with_config([], config(LONG));
     let text = refused(&offer(&toolbox, &astray)).await;
-    assert!(text.contains("xxx") && !text.contains("QX"), "{text}");
+    assert!(text.contains("***RED") && !text.contains("QX"), "{text}");
     toolbox.close().await;
 }
 
