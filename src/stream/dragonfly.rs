@@ -7,6 +7,7 @@
 //! neither a zombie's events nor a repeated flush reach anybody twice.
 //! **Invariant:** what waits for the server is bounded in events and bytes, whatever the server does.
 
+mod append;
 mod link;
 mod notice;
 mod queue;
