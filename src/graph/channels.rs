@@ -14,10 +14,10 @@ use super::{
 };
 use crate::value::{MESSAGES, Name, Value};
 
-/// The virtual files of a run.
-const FILES: &str = "files";
-/// The todo list of a run.
-const TODOS: &str = "todos";
+/// The channel of a run's virtual files.
+pub const FILES: &str = "files";
+/// The channel of a run's list of what is left to do.
+pub const TODOS: &str = "todos";
 
 /// The channels of a graph by name.
 #[derive(Debug)]

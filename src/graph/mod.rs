@@ -33,6 +33,7 @@ mod tools;
 mod trigger;
 mod variables;
 
+pub use channels::{FILES, TODOS};
 pub use compile::{Limits, compile, compile_with};
 pub use compiled::{
     ApprovalNode, Argument, Branch, Case, ChannelSpec, Comparison, CompiledGraph, Condition, Edge, FailNode,

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use crate::value::{MESSAGES, Map, Message, Name, Role, State, Value};
+use crate::{
+    graph::TODOS,
+    value::{MESSAGES, Map, Message, Name, Role, State, Value},
+};
 
 /// Channels a sub-agent does not share with its parent.
-const OWN: [&str; 2] = [MESSAGES, "todos"];
+const OWN: [&str; 2] = [MESSAGES, TODOS];
 
 /// The input of a sub-agent: the parent's state without its messages and todos, and the task as a person's message.
 pub fn child_input(parent: &State, description: &str, message_id: &str) -> Map {

@@ -6,12 +6,10 @@
 use std::{borrow::Cow, collections::BTreeMap};
 
 use crate::{
+    graph::FILES,
     ids::UnixNanos,
     value::{Map, Name, State, Value},
 };
-
-/// The channel of the virtual files.
-pub(super) const FILES: &str = "files";
 
 /// Longest path in characters; far above what people write, short enough to list by the thousand.
 const MAX_PATH_CHARS: usize = 1024;

@@ -2,12 +2,10 @@
 
 use super::list;
 use crate::{
+    graph::TODOS,
     tool::{Answer, Call},
     value::Value,
 };
-
-/// The channel of the list.
-const TODOS: &str = "todos";
 
 /// Most entries; a longer list is no plan.
 const MAX_TODOS: usize = 200;
